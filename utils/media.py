@@ -1,0 +1,106 @@
+"""Read what the preprocessing wrote, a folder of frames and a wav file, whatever their form."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from PIL import Image
+from scipy.signal import resample_poly
+
+FRAME_NAME = re.compile(r"frame_(\d+)\.(png|jpg|jpeg)", re.IGNORECASE)
+
+
+class MediaError(ValueError):
+    """A clip that cannot be read: one line with the file, what is wrong and what to do."""
+
+
+def even_indices(total: int, count: int) -> list[int]:
+    """`count` indices spread evenly over range(total), in order.
+
+    Each is the centre of one of `count` equal segments, so a short clip (total < count) has all
+    its items repeated about equally often, instead of its last one many times.
+    Raises ValueError if either number is below 1.
+    """
+    if total < 1 or count < 1:
+        raise ValueError(f"cannot spread {count} indices over {total} items: both must be positive")
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def read_frames(folder: Path, count: int | None = None) -> np.ndarray:
+    """Read frame_N.png, .jpg or .jpeg in the order of N, other files ignored.
+
+    Returns uint8 RGB (frames, height, width, 3): all frames, or `count` spread evenly over them.
+    Frames of another size than the first are resized to it.
+    Raises MediaError if the folder holds no frames or one of them is damaged.
+    """
+    paths = frame_paths(Path(folder))
+    chosen = even_indices(len(paths), len(paths) if count is None else count)
+    images = {i: read_image(paths[i]) for i in dict.fromkeys(chosen)}
+    size = images[chosen[0]].size
+    arrays = {
+        i: np.asarray(image if image.size == size else image.resize(size))
+        for i, image in images.items()
+    }
+    return np.stack([arrays[i] for i in chosen])
+
+
+def frame_paths(folder: Path) -> list[Path]:
+    """The frame files of a folder sorted by the number in their names (1, 2, 10).
+
+    Raises MediaError if there are none.
+    """
+    try:
+        matches = [(FRAME_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    except OSError as error:
+        raise MediaError(
+            f"{folder}: cannot be listed ({error.strerror}); extract the clip's frames first"
+        ) from error
+    numbered = sorted((int(match[1]), path) for match, path in matches if match)
+    if not numbered:
+        raise MediaError(f"{folder}: holds no frame_*.png or .jpg; extract the clip's frames again")
+    return [path for _, path in numbered]
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read one image as 8-bit RGB. Raises MediaError if it is damaged."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
+                grey = np.asarray(image).astype(np.float32) / 257  # 65535 / 255
+                return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+            return image.convert("RGB")
+    except Exception as error:  # Pillow raises many kinds on a damaged file
+        raise MediaError(
+            f"{path}: not a readable image ({one_line(error)}); "
+            "delete the folder it is in and extract the clip again"
+        ) from error
+
+
+def read_wav(path: Path, sample_rate: int = 16000) -> np.ndarray:
+    """Read a sound file of any rate, bit depth and number of channels as mono.
+
+    Returns float32 (samples,) at `sample_rate` Hz, full scale being 1; channels are averaged.
+    Raises MediaError if the file is missing, damaged, empty, or has samples that are not finite.
+    """
+    try:
+        sound, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:
+        raise MediaError(
+            f"{path}: not a readable wav ({one_line(error)}); extract the clip's audio again"
+        ) from error
+    if len(sound) == 0:
+        raise MediaError(f"{path}: holds no samples; extract the clip's audio again")
+    if not np.isfinite(sound).all():
+        raise MediaError(f"{path}: holds samples that are not finite; extract the audio again")
+    mono = sound.mean(axis=1)
+    common = math.gcd(rate, sample_rate)
+    if rate != sample_rate:
+        mono = resample_poly(mono, sample_rate // common, rate // common)
+    return mono.astype(np.float32)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error with its line breaks removed, or its kind if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
