@@ -1,0 +1,81 @@
+"""The wireless channel between a token transmitter and its receiver.
+
+Real numbers are sent in pairs as the in-phase and quadrature part of complex symbols,
+
+    y = h x + n,   n ~ CN(0, N0),
+
+with block fading h (one draw a clip) known to the receiver, which equalises by linear MMSE. The
+SNR is the mean received signal power over the noise power, E|h|^2 E|x|^2 / N0 with E|h|^2 = 1,
+for each clip by itself and over its real tokens alone: padding is not sent.
+"""
+
+import torch
+from torch import Tensor, nn
+
+KINDS = ("awgn", "rayleigh", "rician", "none")
+
+
+class Channel(nn.Module):
+    """Sends tokens at a given SNR; holds no weights.
+
+    Args:
+        kind: `awgn`, `rayleigh` or `rician` block fading, or `none` (tokens arrive as sent).
+        rician_k: power of the line-of-sight path over the scattered ones (linear), for `rician`.
+    """
+
+    def __init__(self, kind: str = "awgn", rician_k: float = 4.0):
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"channel {kind!r}: unknown, choose from {', '.join(KINDS)}")
+        self.kind, self.rician_k = kind, rician_k
+
+    def forward(
+        self,
+        tokens: Tensor,
+        snr_db: float | Tensor,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Received tokens, of the shape and dtype of `tokens`.
+
+        Args:
+            tokens: (batch, tokens, hidden), real; hidden must be even.
+            snr_db: dB, one number or one a clip (batch,). +inf sends without noise.
+            mask: (batch, tokens), True at real tokens; padding comes out as zeros.
+            generator: source of the noise and the fading, on the tokens' device.
+        """
+        sent = tokens if mask is None else tokens * mask[..., None]
+        if self.kind == "none":
+            return sent
+        if tokens.shape[-1] % 2:
+            raise ValueError(f"hidden size {tokens.shape[-1]}: must be even to pair into symbols")
+        batch, length, hidden = tokens.shape
+        symbols = torch.view_as_complex(sent.float().reshape(batch, length, hidden // 2, 2))
+
+        real_tokens = length if mask is None else mask.sum(dim=1)[:, None, None]
+        energy = symbols.abs().square().sum(dim=(1, 2), keepdim=True)  # (batch, 1, 1)
+        power = energy / (real_tokens * (hidden // 2) + (real_tokens == 0))  # mean over symbols
+        snr = 10 ** (torch.as_tensor(snr_db, device=tokens.device, dtype=torch.float32) / 10)
+        snr = snr.reshape(-1, 1, 1)
+
+        noise = (power / snr).sqrt() * self._gaussian(symbols, generator)
+        if self.kind == "awgn":
+            received = symbols + noise
+        else:
+            h = self._fading(symbols[:, :1, :1], generator)  # (batch, 1, 1)
+            equaliser = h.conj() / (h.abs().square() + 1 / snr)
+            received = equaliser * (h * symbols + noise)
+        received = torch.view_as_real(received).reshape(batch, length, hidden).to(tokens.dtype)
+        return received if mask is None else received * mask[..., None]
+
+    def _fading(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        scattered = self._gaussian(like, generator)
+        if self.kind == "rayleigh":
+            return scattered
+        k = self.rician_k
+        return (k / (k + 1)) ** 0.5 + (1 / (k + 1)) ** 0.5 * scattered
+
+    @staticmethod
+    def _gaussian(like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Circular complex Gaussian of unit power."""
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

@@ -1,0 +1,119 @@
+"""The foundation model at the base station: Qwen2.5, read and tuned through its embeddings."""
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+PROMPT = "Question: {question} Answer:"
+
+
+class FoundationModel(nn.Module):
+    """A causal language model that reads [visual, audio, question] tokens and writes the answer.
+
+    The base weights stay frozen; `add_lora` adds the low-rank updates that stage 2 trains.
+    """
+
+    def __init__(self, language_model: nn.Module):
+        super().__init__()
+        self.language_model = language_model.requires_grad_(False)
+        self.hidden = language_model.config.hidden_size
+
+    def add_lora(self, rank: int, alpha: float, dropout: float, targets: list[str]) -> None:
+        """Wrap the projections named in `targets` by LoRA (Hu et al., 2021); rank 0 adds none."""
+        if rank:
+            lora = LoraConfig(
+                r=rank,
+                lora_alpha=alpha,
+                lora_dropout=dropout,
+                target_modules=targets,
+                task_type="CAUSAL_LM",
+            )
+            self.language_model = get_peft_model(self.language_model, lora)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token ids (batch, tokens) to embeddings (batch, tokens, hidden)."""
+        return self.language_model.get_input_embeddings()(ids)
+
+    def embedding_rms(self) -> float:
+        """Root mean square of an embedding entry, about 1e-2 in Qwen2.5."""
+        return (
+            self.language_model.get_input_embeddings().weight.float().square().mean().sqrt().item()
+        )
+
+    def hidden_states(self, embeddings: Tensor, **kwargs) -> Tensor:
+        """The decoder's last hidden states, (batch, tokens, hidden); no vocabulary head."""
+        model = self.language_model
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return model.model(inputs_embeds=embeddings, use_cache=False, **kwargs).last_hidden_state
+
+    def answer_loss(
+        self,
+        media: Tensor,
+        question: Tensor,
+        question_mask: Tensor,
+        answer_ids: Tensor,
+        answer_mask: Tensor,
+    ) -> Tensor:
+        """Cross-entropy of the answer and its end-of-text token, in nats a token.
+
+        Args:
+            media: (batch, media tokens, hidden), the received visual and audio tokens.
+            question: (batch, question tokens, hidden), the received question, padded on the right.
+            question_mask: (batch, question tokens), True at real tokens.
+            answer_ids: (batch, answer tokens), the end-of-text token last, padded on the right.
+            answer_mask: (batch, answer tokens), True at real tokens.
+
+        Logits are computed where an answer token is predicted and nowhere else.
+        """
+        answer = self.embed(answer_ids).to(media.dtype)
+        tokens = torch.cat([media, question, answer], dim=1)
+        batch, n_media = media.shape[:2]
+        real = torch.cat(
+            [question_mask.new_ones(batch, n_media), question_mask, answer_mask], dim=1
+        )
+        # Move the padding to the end: under causal attention no real token then sees it, and no
+        # attention mask is needed.
+        order = real.long().argsort(dim=1, descending=True, stable=True)
+        tokens = tokens.gather(1, order[..., None].expand_as(tokens))
+        states = self.hidden_states(tokens)  # (batch, tokens, hidden)
+        # Answer token k stands at media + question + k and is predicted one position earlier.
+        first = n_media + question_mask.sum(dim=1, keepdim=True) - 1
+        position = first + torch.arange(answer_ids.shape[1], device=first.device)
+        position = position.clamp(max=tokens.shape[1] - 1)
+        states = states.gather(1, position[..., None].expand(-1, -1, states.shape[-1]))
+        logits = self.language_model.get_output_embeddings()(states[answer_mask])  # (real, vocab)
+        return cross_entropy(logits.float(), answer_ids[answer_mask])
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        media: Tensor,
+        question: Tensor,
+        question_mask: Tensor,
+        end_id: int,
+        max_new_tokens: int = 8,
+    ) -> Tensor:
+        """Answer ids by greedy decoding over the whole vocabulary, (batch, new tokens).
+
+        Arguments as in `answer_loss`; rows that ended early are filled with `end_id`. Uses the
+        key-value cache; a row's answer does not depend on the rows beside it.
+        """
+        tokens = torch.cat([media, question], dim=1)
+        real = torch.cat([question_mask.new_ones(media.shape[:2]), question_mask], dim=1)
+        # Padding goes to the front here, so that every row's next token comes last.
+        order = real.long().argsort(dim=1, stable=True)
+        tokens = tokens.gather(1, order[..., None].expand_as(tokens))
+        return self.language_model.generate(
+            inputs_embeds=tokens,
+            attention_mask=real.gather(1, order).long(),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            eos_token_id=end_id,
+            pad_token_id=end_id,
+            use_cache=True,
+        )

@@ -1,0 +1,61 @@
+"""Token compression: fewer tokens before the projection, without weights.
+
+Both ways are linear in the tokens, so compressing before the (linear) projection gives what
+compressing after it would, at a fraction of the cost.
+Source: arXiv 2505.07841, sliding-window pooling.
+"""
+
+import torch
+from torch import Tensor
+
+
+def window_bounds(tokens: int, length: int) -> list[tuple[int, int]]:
+    """The `length` windows [start, end) that together cover `tokens` tokens.
+
+    Windows differ in size by one at most, and neighbours overlap by one token where the division
+    leaves a remainder. A length of `tokens` or more gives one window a token.
+    """
+    length = min(length, tokens)
+    return [(i * tokens // length, -(-(i + 1) * tokens // length)) for i in range(length)]
+
+
+def sliding_window(patches: Tensor, length: int) -> Tensor:
+    """Average-pool by windows that cover every token: (batch, tokens, width) to
+    (batch, min(length, tokens), width)."""
+    # The windows of adaptive pooling are those of `window_bounds`.
+    length = min(length, patches.shape[1])
+    return torch.nn.functional.adaptive_avg_pool1d(patches.transpose(1, 2), length).transpose(1, 2)
+
+
+def uniform(patches: Tensor, length: int) -> Tensor:
+    """Keep evenly spaced tokens, each the middle of its window; shapes as `sliding_window`."""
+    middles = [(a + b - 1) // 2 for a, b in window_bounds(patches.shape[1], length)]
+    return patches[:, middles]
+
+
+COMPRESSIONS = {"sliding_window": sliding_window, "uniform": uniform}
+
+
+def compress(tokens: Tensor, length: int, special: int, how: str = "sliding_window") -> Tensor:
+    """Compress the patch tokens; the first `special` (class, distillation) tokens pass through.
+
+    Args:
+        tokens: (batch, special + patches, width).
+        length: patch tokens asked for, 1 or more; fewer patches than that are all kept.
+        special: number of special tokens in front.
+        how: a name in `COMPRESSIONS`.
+
+    Returns:
+        (batch, special + min(length, patches), width).
+
+    Raises:
+        ValueError: for a length below 1, an unknown way, or no patch tokens at all.
+    """
+    if how not in COMPRESSIONS:
+        raise ValueError(f"compression {how!r}: unknown, choose from {', '.join(COMPRESSIONS)}")
+    if length < 1:
+        raise ValueError(f"token length {length}: must be 1 or more")
+    if tokens.shape[1] <= special:
+        raise ValueError(f"{tokens.shape[1]} tokens: none besides the {special} special ones")
+    pooled = COMPRESSIONS[how](tokens[:, special:], length)
+    return torch.cat([tokens[:, :special], pooled], dim=1)

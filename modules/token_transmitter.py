@@ -1,0 +1,69 @@
+"""The token transmitter of a user device: frozen encoder, token compression, projection."""
+
+import torch
+from torch import Tensor, nn
+
+from modules.token_compression import compress
+
+
+class TokenTransmitter(nn.Module):
+    """From a clip's picture or sound to a short sequence of tokens as wide as the language model.
+
+    `encode` is the frozen part and runs once a clip; `forward` is the trained part and runs at
+    every step on what `encode` gave.
+
+    Args:
+        encoder: a transformers encoder whose `last_hidden_state` begins with `special` tokens.
+        special: its special tokens: 1 for ViViT (class), 2 for AST (class, distillation).
+        hidden: width of the language model's embeddings.
+        length: patch tokens after compression.
+        compression: `sliding_window` or `uniform`.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        special: int,
+        hidden: int,
+        length: int,
+        compression: str = "sliding_window",
+    ):
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.special, self.length, self.compression = special, length, compression
+        self.projection = nn.Linear(encoder.config.hidden_size, hidden)
+
+    def train(self, mode: bool = True) -> "TokenTransmitter":
+        super().train(mode)
+        self.encoder.eval()  # a frozen encoder draws no dropout
+        return self
+
+    @torch.inference_mode()
+    def encode(self, inputs: Tensor, windows: list[int] | None = None) -> Tensor:
+        """Compressed encoder tokens, (clips, special + length, encoder width).
+
+        Args:
+            inputs: what the encoder reads: ViViT (clips, frames, 3, height, width); AST
+                (windows, time, mel) with a clip's consecutive windows one after the other.
+            windows: how many rows of `inputs` each clip has; None for one a clip. The windows'
+                patch tokens are joined and their special tokens averaged before compression.
+        """
+        tokens = self.encoder(inputs).last_hidden_state  # (rows, special + patches, width)
+        if windows is None or max(windows) == 1:
+            return compress(tokens, self.length, self.special, self.compression)
+        clips = []
+        for clip in tokens.split(windows):  # (windows, special + patches, width)
+            special = clip[:, : self.special].mean(dim=0)
+            patches = clip[:, self.special :].flatten(0, 1)
+            joined = torch.cat([special, patches])[None]
+            clips.append(compress(joined, self.length, self.special, self.compression))
+        return torch.cat(clips)
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        """Project (batch, special + length, encoder width) to (batch, special + length, hidden)."""
+        return self.projection(encoded)
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """What the contrastive loss reads of received tokens: the mean of the special ones, that
+        is ViViT's class token, or AST's class and distillation tokens. (batch, hidden)."""
+        return tokens[:, : self.special].mean(dim=1)

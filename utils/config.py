@@ -1,0 +1,46 @@
+"""Hyperparameters: the dataclass at the top of a script, its presets, and a flag for each field."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from utils.checkpoints import CheckpointError
+from utils.datasets import DataError
+from utils.media import MediaError
+
+
+def fail(message: object, status: int = 1) -> NoReturn:
+    """End the program with one line on stderr."""
+    print(f"{sys.argv[0]}: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def parse_config(presets: dict[str, Any], default: str, doc: str | None) -> Any:
+    """The chosen preset (`--preset`, else `default`) with the fields given as flags replaced.
+
+    Ends the program in one line, with status 2, for an unknown preset, field or value.
+    """
+    parser = HfArgumentParser(type(presets[default]), description=doc, usage="%(prog)s [flags]")
+    parser.error = lambda message: fail(message, status=2)
+    parser.set_defaults(preset=default)
+    chosen = parser.parse_known_args()[0].preset
+    if chosen not in presets:
+        fail(f"--preset {chosen}: unknown, choose from {', '.join(presets)}", status=2)
+    parser.set_defaults(**asdict(presets[chosen]))
+    return parser.parse_args_into_dataclasses()[0]
+
+
+def run(main: Callable, presets: dict[str, Any], default: str, doc: str | None) -> None:
+    """Run a task script; what a user can cause ends in one line instead of a traceback."""
+    config = parse_config(presets, default, doc)
+    try:
+        main(config)
+    except (CheckpointError, DataError, MediaError, FileNotFoundError, ValueError) as error:
+        fail(error)
+    except OSError as error:  # a full disk, a folder that may not be written
+        fail(f"{error.filename or 'output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        fail("interrupted", status=130)

@@ -1,0 +1,129 @@
+"""The figures of a run, readable at the size a README shows them."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#999999"
+MODALITY_STYLE = {"visual": (BLUE, "o"), "audio": (ORANGE, "^"), "text": (GREEN, "s")}
+
+
+def _save(figure: Figure, path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    return str(path)
+
+
+def loss_curve(
+    rows: list[dict], validation: list[tuple[int, float]], keys: list[str], path: Path, title: str
+) -> str:
+    """Training losses by step, lightly smoothed, and the validation loss where it was taken."""
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    steps = np.array([row["step"] for row in rows])
+    width = max(1, len(rows) // 50)
+    kernel = np.ones(width) / width
+    for key, colour in zip(keys, (BLUE, ORANGE, GREEN, PURPLE), strict=False):
+        values = np.array([row[key] for row in rows])
+        smooth = np.convolve(values, kernel, "valid")
+        axis.plot(steps[width - 1 :], smooth, color=colour, label=key.replace("_", " "))
+    if validation:
+        axis.plot(*zip(*validation, strict=True), "k.--", label="validation")
+    axis.set(xlabel="step", ylabel="loss (nats)", title=title)
+    axis.legend()
+    axis.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def tsne_points(features: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """t-SNE of all modalities together: each (clips, hidden) becomes (clips, 2).
+
+    Features are compared by their direction, as the contrastive loss does. The perplexity adapts
+    to few clips.
+    """
+    stacked = np.concatenate([f / (np.linalg.norm(f, axis=1, keepdims=True) + 1e-12)
+                              for f in features.values()])  # fmt: skip
+    perplexity = min(30.0, max(1.0, (len(stacked) - 1) / 3))
+    points = TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(stacked)
+    ends = np.cumsum([len(f) for f in features.values()])[:-1]
+    return dict(zip(features, np.split(points, ends), strict=True))
+
+
+def tsne_before_after(
+    before: dict[str, np.ndarray], after: dict[str, np.ndarray], seed: int, path: Path, title: str
+) -> str:
+    """Held-out clips before and after alignment, a thin line from each clip to its caption."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.4))
+    for axis, features, name in zip(axes, (before, after), ("before", "after"), strict=True):
+        points = tsne_points(features, seed)
+        for modality in ("visual", "audio"):
+            for a, b in zip(points[modality], points["text"], strict=True):
+                axis.plot(*zip(a, b, strict=True), color=GREY, lw=0.25, alpha=0.5, zorder=0)
+        for modality, xy in points.items():
+            colour, marker = MODALITY_STYLE[modality]
+            axis.scatter(*xy.T, s=12, c=colour, marker=marker, label=modality, linewidths=0)
+        axis.set(title=f"{name} alignment", xticks=[], yticks=[])
+    axes[0].legend(markerscale=1.8)
+    figure.suptitle(title)
+    return _save(figure, path)
+
+
+def accuracy_by_type(
+    model: dict[str, float], baselines: dict[str, dict[str, float]], path: Path, title: str
+) -> str:
+    """Accuracy of each question type beside its baselines, in percent."""
+    figure, axis = plt.subplots(figsize=(9, 3.8))
+    bars = {"model": model, **baselines}
+    x, width = np.arange(len(model)), 0.8 / len(bars)
+    for i, (name, values) in enumerate(bars.items()):
+        heights = [100 * values.get(t, 0) for t in model]
+        axis.bar(x + (i - (len(bars) - 1) / 2) * width, heights, width,
+                 color=(BLUE, GREY, ORANGE)[i], label=name)  # fmt: skip
+    axis.set_xticks(x, [t.replace(" ", "\n") for t in model], fontsize=8)
+    axis.set(ylabel="accuracy (%)", ylim=(0, 100), title=title)
+    axis.legend(ncols=3, fontsize=8)
+    axis.grid(alpha=0.3, axis="y")
+    return _save(figure, path)
+
+
+def accuracy_by_snr(curves: dict[str, dict[str, float]], trained_at: float, path: Path) -> str:
+    """Accuracy against test SNR for each named model."""
+    figure, axis = plt.subplots(figsize=(5.5, 3.6))
+    styles = zip((BLUE, ORANGE, GREEN, PURPLE), "os^v", strict=True)
+    for (name, curve), (colour, marker) in zip(curves.items(), styles, strict=False):
+        snr = [float(s) for s in curve]
+        axis.plot(snr, [100 * a for a in curve.values()], color=colour, marker=marker, label=name)
+    axis.axvline(trained_at, color=GREY, ls=":", label="training SNR")
+    axis.set(xlabel="test SNR (dB)", ylabel="accuracy (%)", ylim=(0, 100))
+    axis.legend()
+    axis.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def examples(clips: list[tuple[np.ndarray, np.ndarray, list[str]]], path: Path) -> str:
+    """Test clips: frames over time, the waveform, and lines of question, answer, prediction.
+
+    Each clip is ((frames, height, width, 3) uint8, (samples,) float at 16 kHz, lines).
+    """
+    figure, axes = plt.subplots(
+        len(clips), 3, figsize=(11, 1.9 * len(clips)), width_ratios=(2.4, 1.3, 3.2), squeeze=False
+    )
+    for (frames, wave, lines), row in zip(clips, axes, strict=True):
+        picked = frames[np.linspace(0, len(frames) - 1, 3).round().astype(int)]
+        row[0].imshow(np.concatenate(list(picked), axis=1))
+        row[1].plot(np.arange(len(wave)) / 16_000, wave, color=BLUE, lw=0.3)
+        row[1].set(yticks=[], xlabel="time (s)")
+        row[1].xaxis.label.set_size(7)
+        row[1].tick_params(labelsize=7)
+        row[2].text(0, 0.5, "\n".join(lines), va="center", fontsize=8.5, family="monospace")
+        row[0].axis("off")
+        row[2].axis("off")
+    figure.tight_layout()
+    return _save(figure, path)
