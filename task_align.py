@@ -9,7 +9,7 @@ against each clip's caption (VALOR-32K) plus text reconstruction. arXiv 2505.078
 
 PRESET = "mini"  # "mini" (embedded world, any machine) or "paper"; edit here, or say --preset
 
-from dataclasses import dataclass  # noqa: E402
+from dataclasses import dataclass, field  # noqa: E402
 
 
 @dataclass
@@ -22,6 +22,9 @@ class Config:
 
     # Data and frozen models (folders)
     data: str = "datasets/mini/VALOR"  # paper: datasets/VALOR
+    mini_clips: list[int] = field(  # of the mini world, made when missing: train, val, test
+        default_factory=lambda: [1600, 160, 256]
+    )
     visual_encoder: str = "checkpoint/mini/vivit"  # paper: google/vivit-b-16x2
     audio_encoder: str = "checkpoint/mini/ast"  # paper: MIT/ast-finetuned-audioset-10-10-0.4593
     foundation_model: str = "checkpoint/mini/qwen2"  # paper: Qwen/Qwen2.5-1.5B
@@ -99,7 +102,7 @@ def main(config: Config) -> None:
     device = pick_device()
     root = Path(config.data)
     if config.preset == "mini":
-        prepare(root.parent, root.name, workers=config.workers)
+        prepare(root.parent, root.name, config.mini_clips, workers=config.workers)
 
     system = build_system(config, device)
     rows, files = {}, {}

@@ -23,6 +23,9 @@ class Config:
 
     # Data and frozen models (folders)
     data: str = "datasets/mini/MUSIC-AVQA"  # paper: datasets/MUSIC-AVQA
+    mini_clips: list[int] = field(  # of the mini world, made when missing: train, val, test
+        default_factory=lambda: [1600, 160, 320]
+    )
     visual_encoder: str = "checkpoint/mini/vivit"  # paper: google/vivit-b-16x2
     audio_encoder: str = "checkpoint/mini/ast"  # paper: MIT/ast-finetuned-audioset-10-10-0.4593
     foundation_model: str = "checkpoint/mini/qwen2"  # paper: Qwen/Qwen2.5-1.5B
@@ -108,7 +111,7 @@ def main(config: Config) -> None:
     if config.init != "none":
         require(config.init, f"python task_align.py --preset {config.preset}")
     if config.preset == "mini":
-        prepare(root.parent, root.name, workers=config.workers)
+        prepare(root.parent, root.name, config.mini_clips, workers=config.workers)
 
     rows, files, total = {}, {}, {}
     for split in ("train", "val", "test"):

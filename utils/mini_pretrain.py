@@ -251,6 +251,12 @@ def text_of(scene: Scene, rng: np.random.Generator, ask: int) -> tuple[str, list
     return caption(scene, rng), pairs
 
 
+def _first_answer_tokens(weight: Tensor) -> Tensor:
+    """(batch, tokens - 1), True where the first token of an answer is predicted."""
+    answer = weight > 1
+    return answer[:, 1:] & ~answer[:, :-1]
+
+
 def pretrain_qwen2(clips: dict[str, Scene], steps: int, out: Path, ask: int = 6) -> dict:
     """Train the tokenizer and the language model: caption, then questions with their answers."""
     rng = np.random.default_rng(1)
@@ -294,11 +300,11 @@ def pretrain_qwen2(clips: dict[str, Scene], steps: int, out: Path, ask: int = 6)
         return ids, weight
 
     held, drawn = drawn[-256:], drawn[:-256]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.05, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps, pct_start=0.1)
     bar = tqdm(range(steps), "Qwen2")
     for step in bar:
-        picks = rng.integers(len(drawn), size=32)
+        picks = rng.integers(len(drawn), size=24)
         ids, weight = batch_of([drawn[i] for i in picks])
         logits = model(input_ids=ids).logits[:, :-1]
         loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -310,15 +316,14 @@ def pretrain_qwen2(clips: dict[str, Scene], steps: int, out: Path, ask: int = 6)
         optimizer.step()
         schedule.step()
         if step % 20 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
+            right = (logits.argmax(-1) == ids[:, 1:])[_first_answer_tokens(weight)]
+            bar.set_postfix(loss=f"{loss.item():.3f}", answers=f"{right.float().mean().item():.2f}")
 
     model.eval()
     ids, weight = batch_of(held)
     with torch.inference_mode():
         guess = model(input_ids=ids).logits[:, :-1].argmax(-1)
-    answer = weight > 1
-    first = answer[:, 1:] & ~answer[:, :-1]  # the first token of each answer
-    right = (guess == ids[:, 1:])[first].float().mean().item()
+    right = (guess == ids[:, 1:])[_first_answer_tokens(weight)].float().mean().item()
     model.save_pretrained(out / "qwen2")
     tokenizer.save_pretrained(out / "qwen2")
     return {"first_answer_token": round(right, 3)}

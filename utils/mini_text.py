@@ -18,15 +18,13 @@ PLACE_PHRASES = {
     "street": ("On a street", "Along a busy street"),
     "cave": ("In a cave", "Inside a dark cave"),
 }
-POSITION_PHRASES = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
-TEMPO_PHRASES = {"slow": "slow", "steady": "steady", "fast": "fast"}
-PITCH_PHRASES = {"low": "deep", "medium": "mellow", "high": "shrill"}
+PITCH_WORDS = {"low": "deep", "medium": "mellow", "high": "shrill"}
 
 
-def spoken(instrument: str) -> str:
-    """An instrument with its article, as a person writes it: `an acoustic guitar`."""
-    words = instrument.replace("_", " ")
-    return ("an " if words[0] in "aeiou" else "a ") + words
+def spoken(performer: Performer) -> str:
+    """A performer as a caption names it: `left acoustic guitar`, `off-stage bell`."""
+    place = "off-stage" if performer.position == "off" else performer.position
+    return f"{place} {performer.instrument.replace('_', ' ')}"
 
 
 def _listed(items: list[str]) -> str:
@@ -36,22 +34,15 @@ def _listed(items: list[str]) -> str:
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """One caption: where, who stands where, who is silent, the order of entry, the loudest."""
     place = PLACE_PHRASES[scene.place][rng.integers(2)]
-    people = [
-        f"{spoken(p.instrument)} {'plays' if p.sounding else 'stays silent'} "
-        f"{POSITION_PHRASES[p.position]}"
-        for p in scene.on_stage
-    ]
-    sentences = [f"{place}, {_listed(people)}."]
-    heard = [p.instrument.replace("_", " ") for p in scene.sounding]
-    if scene.off_stage is not None:
-        sentences.append(f"From off stage sounds {spoken(scene.off_stage.instrument)}.")
+    sentences = [f"{place} we see a {_listed([spoken(p) for p in scene.on_stage])}."]
+    sentences += [f"The {spoken(p)} stays silent." for p in scene.on_stage if not p.sounding]
+    heard = scene.sounding
     if len(heard) > 1:
-        sentences.append(
-            f"The {heard[0]} enters first, {_listed(['then the ' + h for h in heard[1:]])}."
-        )
-        ranked = [p.instrument.replace("_", " ") for p in _by_level(scene.sounding)]
-        sentences.append(f"Loudest is the {ranked[0]}, softest the {ranked[-1]}.")
-    sentences.append(f"The music is {TEMPO_PHRASES[scene.tempo]} and {PITCH_PHRASES[scene.pitch]}.")
+        order = [f"then the {spoken(p)}" for p in heard[1:]]
+        sentences.append(f"The {spoken(heard[0])} enters first, {_listed(order)}.")
+        ranked = _by_level(heard)
+        sentences.append(f"Loudest is the {spoken(ranked[0])}, softest the {spoken(ranked[-1])}.")
+    sentences.append(f"The music is {scene.tempo} and {PITCH_WORDS[scene.pitch]}.")
     return " ".join(sentences)
 
 

@@ -10,7 +10,7 @@ call `prepare` when the preset is `mini` and the data is missing.
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,10 +26,7 @@ from utils.mini_sprites import FPS, HEIGHT, WIDTH, render_frames
 from utils.mini_text import caption, questions
 from utils.raw_video_preprocess import preprocess
 
-CLIPS = {  # clips of each split
-    "VALOR": {"train": 1600, "val": 160, "test": 256},
-    "MUSIC-AVQA": {"train": 1600, "val": 160, "test": 320},
-}
+CLIPS = {"VALOR": (1600, 160, 256), "MUSIC-AVQA": (1600, 160, 320)}  # train, val, test
 QUESTIONS_A_CLIP = {"train": 12, "val": 6, "test": 6}
 FRAMES, FRAME_SIZE = 16, 64  # what preprocessing extracts from a clip: frames, pixels
 # Each data set, and the pretraining of the mini models, reads its own stretch of a split's
@@ -86,23 +83,26 @@ def valor_rows(clips: dict[str, Scene]) -> list[dict]:
 def music_avqa_rows(clips: dict[str, Scene], a_clip: int) -> list[dict]:
     """MUSIC-AVQA's annotation: up to `a_clip` questions a clip, the answers of each template
     balanced so that the question alone says little about its answer."""
-    rows = []
-    for name, scene in clips.items():
-        rng = np.random.default_rng((*scene.seed, 51))
-        found = questions(scene, rng)
-        rows += [{"video_id": name, **found[i]} for i in rng.permutation(len(found))]
-    count: dict[str, Counter] = defaultdict(Counter)
-    for row in rows:
-        count[row["question_content"]][row["anser"]] += 1
-    limit = {template: 1.25 * min(c.values()) for template, c in count.items()}
-    kept, taken, of_clip = [], defaultdict(Counter), Counter()
-    for row in rows:
+    pools = {n: questions(s, np.random.default_rng((*s.seed, 51))) for n, s in clips.items()}
+    taken: dict[str, Counter] = defaultdict(Counter)
+    for row in (row for pool in pools.values() for row in pool):
+        taken[row["question_content"]][row["anser"]] = 0
+    kept = []
+
+    def share(row: dict) -> float:  # how far a row's answer is taken, comparable over templates
         answers = taken[row["question_content"]]
-        fits = answers[row["anser"]] < limit[row["question_content"]]
-        if fits and of_clip[row["video_id"]] < a_clip:
-            answers[row["anser"]] += 1
-            of_clip[row["video_id"]] += 1
-            kept.append({**row, "question_id": len(kept), "question_deleted": 0})
+        return answers[row["anser"]] * len(answers)
+
+    for name, pool in pools.items():
+        for _ in range(a_clip):
+            answers = ((row, taken[row["question_content"]]) for row in pool)
+            fair = [r for r, c in answers if c[r["anser"]] <= 1.1 * min(c.values()) + 2]
+            if not fair:
+                break
+            row = min(fair, key=share)
+            pool.remove(row)
+            taken[row["question_content"]][row["anser"]] += 1
+            kept.append({"video_id": name, **row, "question_id": len(kept), "question_deleted": 0})
     return kept
 
 
@@ -124,15 +124,22 @@ def write_videos(folder: Path, clips: dict[str, Scene], workers: int, label: str
 def prepare(
     root: Path,
     dataset: str,
+    clips: Sequence[int],
     seed: int = 0,
-    clips: dict[str, int] | None = None,
     workers: int = 2,
 ) -> Path:
     """Write one data set of the mini world and preprocess it; what stands is kept.
 
+    Args:
+        root: folder of the mini world.
+        dataset: `VALOR` or `MUSIC-AVQA`, the data set's folder in it.
+        clips: number of clips in train, val and test.
+        seed: of the world.
+        workers: processes.
+
     Returns the data set's folder. Raises ValueError where another world stands in its place.
     """
-    counts = clips or CLIPS[dataset]
+    counts = dict(zip(SPLITS, clips, strict=True))
     folder = root / dataset
     stamp = {"seed": seed, "clips": counts}
     marker = folder / "world.json"
@@ -158,5 +165,5 @@ def prepare(
 
 
 if __name__ == "__main__":
-    for each in CLIPS:
-        print(prepare(Path("datasets/mini"), each))
+    for each, counts_ in CLIPS.items():
+        print(prepare(Path("datasets/mini"), each, counts_))
