@@ -23,7 +23,7 @@ class Config:
     # Data and frozen models (folders)
     data: str = "datasets/mini/VALOR"  # paper: datasets/VALOR
     mini_clips: list[int] = field(  # of the mini world, made when missing: train, val, test
-        default_factory=lambda: [1600, 160, 256]
+        default_factory=lambda: [1600, 128, 160]
     )
     visual_encoder: str = "checkpoint/mini/vivit"  # paper: google/vivit-b-16x2
     audio_encoder: str = "checkpoint/mini/ast"  # paper: MIT/ast-finetuned-audioset-10-10-0.4593
@@ -35,8 +35,8 @@ class Config:
 
     # Tokens
     compression: str = "sliding_window"  # or uniform; paper: sliding window
-    visual_tokens: int = 16  # after compression, besides the class token; paper: 128
-    audio_tokens: int = 16  # after compression, besides class and distillation; paper: 128
+    visual_tokens: int = 8  # after compression, besides the class token; paper: 128
+    audio_tokens: int = 8  # after compression, besides class and distillation; paper: 128
     caption_tokens: int = 256  # captions are cut there; paper: 256
 
     # Channel and receiver
@@ -50,7 +50,7 @@ class Config:
     reconstruction_weight: float = 1.0  # of the text reconstruction beside the two InfoNCE
     batch: int = 64  # clips a step; paper: 32
     steps: int = 600  # paper: 500
-    lr: float = 1e-3  # AdamW, peak; paper: 1e-4
+    lr: float = 3e-3  # AdamW, peak; paper: 1e-4
     lr_min: float = 1e-6  # end of the cosine; paper: 1e-6
     validate_every: int = 100  # steps
 
@@ -99,6 +99,7 @@ def main(config: Config) -> None:
     from utils.system import build_system, encode_clips, pick_device, plain
 
     name = config.name or f"align-{config.preset}-tau{config.temperature:g}"
+    print(f"stage 1, token alignment: run {name}", flush=True)
     device = pick_device()
     root = Path(config.data)
     if config.preset == "mini":

@@ -24,7 +24,7 @@ class Config:
     # Data and frozen models (folders)
     data: str = "datasets/mini/MUSIC-AVQA"  # paper: datasets/MUSIC-AVQA
     mini_clips: list[int] = field(  # of the mini world, made when missing: train, val, test
-        default_factory=lambda: [1600, 160, 320]
+        default_factory=lambda: [1200, 96, 256]
     )
     visual_encoder: str = "checkpoint/mini/vivit"  # paper: google/vivit-b-16x2
     audio_encoder: str = "checkpoint/mini/ast"  # paper: MIT/ast-finetuned-audioset-10-10-0.4593
@@ -36,8 +36,8 @@ class Config:
 
     # Tokens
     compression: str = "sliding_window"  # or uniform; paper: sliding window
-    visual_tokens: int = 16  # after compression, besides the class token; paper: 128
-    audio_tokens: int = 16  # after compression, besides class and distillation; paper: 128
+    visual_tokens: int = 8  # after compression, besides the class token; paper: 128
+    audio_tokens: int = 8  # after compression, besides class and distillation; paper: 128
 
     # Channel and receiver
     channel: str = "awgn"  # awgn, rayleigh, rician or none; paper: awgn
@@ -54,7 +54,7 @@ class Config:
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # the paper's
     batch: int = 64  # questions a step; paper: 8
     steps: int = 600  # paper: 300
-    lr: float = 2e-3  # AdamW, peak; paper: 1e-4
+    lr: float = 3e-3  # AdamW, peak; paper: 1e-4
     lr_min: float = 1e-6  # end of the cosine
     validate_every: int = 100  # steps
     question_only: bool = True  # also train the blind baseline, as long and from the same start
@@ -97,7 +97,7 @@ def main(config: Config) -> None:
     from tqdm import tqdm
 
     from utils.avqa_report import coverage, draw_figures, example_clips, print_accuracies, score
-    from utils.checkpoints import load_parts, require, save_checkpoint
+    from utils.checkpoints import load_parts, made_with, require, save_checkpoint, sha256
     from utils.clips import ClipTokens, Collate, in_order, training_loader
     from utils.datasets import read_music_avqa, with_media
     from utils.metrics import accuracy_report, majority_answers, majority_right
@@ -106,6 +106,7 @@ def main(config: Config) -> None:
     from utils.system import build_system, encode_clips, pick_device, plain
 
     name = config.name or f"avqa-{config.preset}"
+    print(f"stage 2, question answering: run {name}", flush=True)
     device = pick_device()
     root = Path(config.data)
     if config.init != "none":
@@ -214,16 +215,24 @@ def main(config: Config) -> None:
             answers += system.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return answers
 
+    def lora(system):
+        return system.foundation.language_model if config.lora_rank else None
+
     log = RunLog(Path(config.out) / name)
     validation = train(system, log, blind=False)
-    checkpoint = Path(config.out) / f"{name}.pth"
     about = {"task": "avqa", "config": plain(config), "models": system.about, "step": config.steps}
-    save_checkpoint(checkpoint, system.transceivers, system.foundation, about)
+    about["init_sha256"] = sha256(config.init)
+    checkpoint = Path(config.out) / f"{name}.pth"
+    save_checkpoint(checkpoint, system.transceivers, lora(system), about)
     blind = None
     if config.question_only:
         blind = start()
-        blind_log = RunLog(Path(config.out) / f"{name}-question-only")
-        train(blind, blind_log, blind=True)
+        kept = Path(config.out) / f"{name}-question-only.pth"
+        if made_with(kept, about):  # the same baseline stands from an earlier run
+            load_parts(kept, blind.transceivers, lora(blind))
+        else:
+            train(blind, RunLog(kept.with_suffix("")), blind=True)
+            save_checkpoint(kept, blind.transceivers, lora(blind), about)
 
     # The test split is read here, once, after every choice was made.
     questions = clips["test"].rows

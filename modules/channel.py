@@ -58,7 +58,9 @@ class Channel(nn.Module):
         snr = 10 ** (torch.as_tensor(snr_db, device=tokens.device, dtype=torch.float32) / 10)
         snr = snr.reshape(-1, 1, 1)
 
-        noise = (power / snr).sqrt() * self._gaussian(symbols, generator)
+        # Two roots, and not of 0, so that gradients stay finite at +inf dB and in empty clips.
+        amplitude = power.clamp(min=1e-30).sqrt() / snr.sqrt()
+        noise = amplitude * self._gaussian(symbols, generator)
         if self.kind == "awgn":
             received = symbols + noise
         else:

@@ -66,8 +66,8 @@ class FoundationModel(nn.Module):
 
         Logits are computed where an answer token is predicted and nowhere else.
         """
-        answer = self.embed(answer_ids).to(media.dtype)
-        tokens = torch.cat([media, question, answer], dim=1)
+        answer = self.embed(answer_ids)  # in the dtype that the model reads
+        tokens = torch.cat([media.to(answer.dtype), question.to(answer.dtype), answer], dim=1)
         batch, n_media = media.shape[:2]
         real = torch.cat(
             [question_mask.new_ones(batch, n_media), question_mask, answer_mask], dim=1
@@ -99,7 +99,7 @@ class FoundationModel(nn.Module):
         Arguments as in `answer_loss`; rows that ended early are filled with `end_id`. Uses the
         key-value cache; a row's answer does not depend on the rows beside it.
         """
-        tokens = torch.cat([media, question], dim=1)
+        tokens = torch.cat([media, question], dim=1).to(self.language_model.dtype)
         real = torch.cat([question_mask.new_ones(media.shape[:2]), question_mask], dim=1)
         # Padding goes to the front here, so that every row's next token comes last.
         order = real.long().argsort(dim=1, stable=True)
@@ -110,6 +110,7 @@ class FoundationModel(nn.Module):
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
+            repetition_penalty=1.0,
             temperature=None,
             top_p=None,
             top_k=None,

@@ -38,7 +38,7 @@ class TokenTransmitter(nn.Module):
         self.encoder.eval()  # a frozen encoder draws no dropout
         return self
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: `forward` trains on what this gives
     def encode(self, inputs: Tensor, windows: list[int] | None = None) -> Tensor:
         """Compressed encoder tokens, (clips, special + length, encoder width).
 

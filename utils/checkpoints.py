@@ -1,7 +1,7 @@
 """Checkpoints: the trained parts of the system in one file that loads with weights_only=True."""
 
+import hashlib
 import io
-import pickle
 from pathlib import Path
 
 import torch
@@ -43,12 +43,32 @@ def load_checkpoint(path: str | Path) -> dict:
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # torch.load raises many kinds on a damaged file
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no parts; make it with task_align.py")
     return content
+
+
+def weights_of(content: dict, name: str, path: str | Path) -> dict:
+    """A part's weights without those of an encoder; CheckpointError if it holds anything else."""
+    part = content[name]
+    if not isinstance(part, dict) or not all(isinstance(v, torch.Tensor) for v in part.values()):
+        raise CheckpointError(f"{path}: {name} holds no weights; make it with task_align.py")
+    return {k: v for k, v in part.items() if not k.startswith("encoder.")}
+
+
+def check_weights(saved: dict, wanted: dict, where: str) -> None:
+    """CheckpointError, beginning with `where`, if keys or shapes differ."""
+    for key in sorted(wanted.keys() ^ saved.keys()):
+        raise CheckpointError(f"{where} and this model differ in the key {key!r}")
+    for key, value in saved.items():
+        if value.shape != wanted[key].shape:
+            raise CheckpointError(
+                f"{where}.{key} is {tuple(value.shape)}, this model wants "
+                f"{tuple(wanted[key].shape)}; use the preset that made it"
+            )
 
 
 def load_parts(path: str | Path, parts: dict[str, nn.Module], lora: nn.Module | None = None):
@@ -61,21 +81,15 @@ def load_parts(path: str | Path, parts: dict[str, nn.Module], lora: nn.Module | 
     for name, part in parts.items():
         if name not in content:
             raise CheckpointError(f"{path}: has no {name}; make it with task_align.py")
-        saved = {k: v for k, v in content[name].items() if not k.startswith("encoder.")}
-        wanted = trained_state(part)
-        for key in wanted.keys() ^ saved.keys():
-            raise CheckpointError(f"{path}: {name} and this model differ in the key {key!r}")
-        for key, value in saved.items():
-            if value.shape != wanted[key].shape:
-                raise CheckpointError(
-                    f"{path}: {name}.{key} is {tuple(value.shape)}, this model wants "
-                    f"{tuple(wanted[key].shape)}; use the preset that made it"
-                )
+        saved = weights_of(content, name, path)
+        check_weights(saved, trained_state(part), f"{path}: {name}")
         part.load_state_dict(saved, strict=False)
     if lora is not None:
         if "lora" not in content:
             raise CheckpointError(f"{path}: has no lora; make it with task_avqa.py")
-        set_peft_model_state_dict(lora, content["lora"])
+        saved = weights_of(content, "lora", path)
+        check_weights(saved, get_peft_model_state_dict(lora), f"{path}: lora")
+        set_peft_model_state_dict(lora, saved)
     return content.get("about", {})
 
 
@@ -83,3 +97,14 @@ def require(path: str | Path, command: str) -> None:
     """FileNotFoundError naming the command that makes the checkpoint, if it is missing."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; run `{command}` first")
+
+
+def sha256(path: str | Path) -> str | None:
+    """A file's hash; None if there is no such file."""
+    path = Path(path)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def made_with(path: Path, about: dict) -> bool:
+    """Whether a checkpoint stands that was made with exactly these facts."""
+    return path.is_file() and load_checkpoint(path).get("about") == about

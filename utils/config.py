@@ -30,7 +30,10 @@ def parse_config(presets: dict[str, Any], default: str, doc: str | None) -> Any:
     if chosen not in presets:
         fail(f"--preset {chosen}: unknown, choose from {', '.join(presets)}", status=2)
     parser.set_defaults(**asdict(presets[chosen]))
-    return parser.parse_args_into_dataclasses()[0]
+    config, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+    if unknown:
+        fail(f"{unknown[0]}: no such field; see --help", status=2)
+    return config
 
 
 def run(main: Callable, presets: dict[str, Any], default: str, doc: str | None) -> None:

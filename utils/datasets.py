@@ -88,10 +88,12 @@ def _read_rows(path: Path, fields: tuple[str, ...]) -> tuple[list[dict], Annotat
     content = path.read_bytes()
     try:
         rows = json.loads(content.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}); download it again") from None
     if not isinstance(rows, list):
         raise DataError(f"{path}: holds a {type(rows).__name__}, not a list of rows")
+    if not rows:
+        raise DataError(f"{path}: holds no rows; download it again")
     for number, row in enumerate(rows):
         missing = [f for f in fields if not isinstance(row, dict) or f not in row]
         if missing:
@@ -123,12 +125,21 @@ def parse_question(row: dict, where: str) -> Question:
     )
 
 
+def is_deleted(row: dict, where: str) -> bool:
+    """Whether a row of MUSIC-AVQA is marked as deleted; DataError naming `where` if unclear."""
+    mark = row.get("question_deleted") or 0
+    try:
+        return int(mark) != 0
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: question_deleted is {mark!r}; mend or remove the row") from None
+
+
 def read_music_avqa(root: str | Path, split: str) -> tuple[list[Question], AnnotationFile]:
     """The questions of a split without the deleted ones, and the file's hash and row count."""
     fields = ("video_id", "type", "question_content", "templ_values", "anser")
     path = annotation_path(root, f"avqa-{split}.json")
     rows, file = _read_rows(path, fields)
-    kept = [(i, row) for i, row in enumerate(rows) if not int(row.get("question_deleted") or 0)]
+    kept = [(i, row) for i, row in enumerate(rows) if not is_deleted(row, f"{path}: row {i}")]
     return [parse_question(row, f"{path}: row {i}") for i, row in kept], file
 
 

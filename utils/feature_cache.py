@@ -7,7 +7,6 @@ it was made from, so that a changed encoder, setting or clip never reads stale t
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +27,7 @@ VERSION = 1  # raise it when the way inputs are made changes
 
 
 def model_fingerprint(folder: str | Path) -> str:
-    """A hash of a model folder's weights and configuration: names, sizes, and the contents of
-    all but the weights' bulk, of which the first and last mebibyte count."""
+    """A hash of a model folder's weights and configuration: names, sizes and contents."""
     digest = hashlib.sha256()
     for path in sorted(check_folder(folder).iterdir()):
         if path.suffix not in (".json", ".safetensors") or path.name == "revision.json":
@@ -37,10 +35,8 @@ def model_fingerprint(folder: str | Path) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name}:{size}:".encode())
         with open(path, "rb") as file:
-            digest.update(file.read(1 << 20))
-            if size > 1 << 20:
-                file.seek(-(1 << 20), os.SEEK_END)
-                digest.update(file.read())
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -68,8 +64,8 @@ def read_tokens(path: Path, stamp: str | None) -> Tensor | None:
     """A clip's tokens (tokens, width), float16; None if absent, damaged or of other media."""
     try:
         with safe_open(path, "pt") as file:
-            if stamp is None or file.metadata()["media"] == stamp:
-                return file.get_tensor("tokens")
+            if stamp is None or (file.metadata() or {}).get("media") == stamp:
+                return file.get_tensor("tokens").clone()  # it would hang on the mapped file
     except (FileNotFoundError, SafetensorError, KeyError):
         pass
     return None
@@ -124,7 +120,7 @@ def cache_tokens(
     """
     media = wav_path if reader.kind == "audio" else frames_path
     todo, bad = [], {}
-    for video_id in video_ids:
+    for video_id in dict.fromkeys(video_ids):
         try:
             stamp = media_stamp(media(root, video_id))
             if read_tokens(folder / f"{video_id}.safetensors", stamp) is None:

@@ -21,6 +21,7 @@ INSTRUMENTS = (
 )
 POSITIONS = ("left", "middle", "right")
 PLACES = ("hall", "park", "beach", "street", "cave")
+BANNERS = ("red", "yellow", "green", "blue", "white", "black")
 TEMPOS = {"slow": 1.6, "steady": 3.0, "fast": 5.6}  # notes a second
 PITCHES = {"low": -7, "medium": 0, "high": 7}  # semitones from the instrument's own register
 
@@ -54,6 +55,7 @@ class Scene:
     on_stage: tuple[Performer, ...]
     off_stage: Performer | None
     place: str
+    banner: str  # colour of the banner above the stage
     tempo: str
     pitch: str
 
@@ -112,6 +114,7 @@ def _draw(rng: np.random.Generator, seed: tuple[int, ...]) -> Scene:
         on_stage=tuple(on_stage),
         off_stage=off_stage,
         place=str(rng.choice(PLACES)),
+        banner=str(np.random.default_rng((*seed, 60)).choice(BANNERS)),
         tempo=str(rng.choice(list(TEMPOS))),
         pitch=str(rng.choice(list(PITCHES))),
     )

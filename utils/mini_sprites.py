@@ -18,6 +18,14 @@ BACKGROUNDS = {  # place: (sky or wall, floor), RGB
     "street": ((165, 165, 175), (95, 95, 100)),
     "cave": ((50, 45, 70), (75, 65, 60)),
 }
+BANNER_COLOURS = {
+    "red": (215, 40, 40),
+    "yellow": (245, 215, 60),
+    "green": (40, 160, 70),
+    "blue": (45, 80, 205),
+    "white": (245, 245, 245),
+    "black": (20, 20, 20),
+}
 SKINS = ((240, 205, 170), (200, 150, 110), (130, 90, 65))
 WOODS = ((180, 110, 50), (150, 80, 40), (205, 150, 80))
 METALS = ((230, 195, 60), (205, 205, 215), (215, 160, 70))
@@ -148,7 +156,11 @@ def render_frames(scene: Scene) -> np.ndarray:
     )
     horizon = HEIGHT * rng.uniform(0.55, 0.75)
     stage = Image.new("RGB", (WIDTH, HEIGHT), wall)
-    ImageDraw.Draw(stage).rectangle((0, horizon, WIDTH, HEIGHT), fill=floor)
+    backdrop = ImageDraw.Draw(stage)
+    backdrop.rectangle((0, horizon, WIDTH, HEIGHT), fill=floor)
+    top, left = rng.uniform(3, 7), rng.uniform(8, 30)
+    right = WIDTH - rng.uniform(8, 30)
+    backdrop.rectangle((left, top, right, top + 10), fill=BANNER_COLOURS[scene.banner])
     looks = [_look(scene, p) for p in scene.on_stage]
     frames = []
     for t in np.arange(int(DURATION * FPS)) / FPS:

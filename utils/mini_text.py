@@ -34,7 +34,8 @@ def _listed(items: list[str]) -> str:
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """One caption: where, who stands where, who is silent, the order of entry, the loudest."""
     place = PLACE_PHRASES[scene.place][rng.integers(2)]
-    sentences = [f"{place} we see a {_listed([spoken(p) for p in scene.on_stage])}."]
+    seen = _listed([spoken(p) for p in scene.on_stage])
+    sentences = [f"{place} under a {scene.banner} banner we see a {seen}."]
     sentences += [f"The {spoken(p)} stays silent." for p in scene.on_stage if not p.sounding]
     heard = scene.sounding
     if len(heard) > 1:

@@ -26,7 +26,7 @@ from utils.mini_sprites import FPS, HEIGHT, WIDTH, render_frames
 from utils.mini_text import caption, questions
 from utils.raw_video_preprocess import preprocess
 
-CLIPS = {"VALOR": (1600, 160, 256), "MUSIC-AVQA": (1600, 160, 320)}  # train, val, test
+CLIPS = {"VALOR": (1600, 128, 160), "MUSIC-AVQA": (1200, 96, 256)}  # train, val, test
 QUESTIONS_A_CLIP = {"train": 12, "val": 6, "test": 6}
 FRAMES, FRAME_SIZE = 16, 64  # what preprocessing extracts from a clip: frames, pixels
 # Each data set, and the pretraining of the mini models, reads its own stretch of a split's

@@ -117,7 +117,8 @@ def examples(clips: list[tuple[np.ndarray, np.ndarray, list[str]]], path: Path) 
     )
     for (frames, wave, lines), row in zip(clips, axes, strict=True):
         picked = frames[np.linspace(0, len(frames) - 1, 3).round().astype(int)]
-        row[0].imshow(np.concatenate(list(picked), axis=1))
+        edged = np.pad(picked, ((0, 0), (0, 0), (1, 1), (0, 0)), constant_values=255)
+        row[0].imshow(np.concatenate(list(edged), axis=1))
         row[1].plot(np.arange(len(wave)) / 16_000, wave, color=BLUE, lw=0.3)
         row[1].set(yticks=[], xlabel="time (s)")
         row[1].xaxis.label.set_size(7)

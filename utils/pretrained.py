@@ -97,6 +97,6 @@ def audio_input(extractor: ASTFeatureExtractor, path: Path) -> Tensor:
         raise MediaError(f"{path}: shorter than 25 ms; remove the clip")
     hop, frame = rate // 100, rate // 40  # kaldi's 10 ms hop and 25 ms frame
     step = extractor.max_length * hop
-    windows = [wave[i : i + step + frame - hop] for i in range(0, len(wave) - frame + hop, step)]
+    windows = [wave[i : i + step + frame - hop] for i in range(0, len(wave) - frame + 1, step)]
     out = extractor(windows, sampling_rate=rate, return_tensors="np")
     return torch.from_numpy(np.asarray(out["input_values"], dtype=np.float32))

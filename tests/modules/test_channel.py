@@ -1,0 +1,246 @@
+"""The wireless channel: the noise it adds is the noise that was asked for."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+
+from modules.channel import KINDS, Channel
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def gaussian(*shape, seed=100):
+    return torch.randn(*shape, generator=seeded(seed))
+
+
+def decibel(ratio):
+    return 10 * torch.log10(ratio)
+
+
+def snr_db(sent, received, mask=None):
+    """Measured SNR of each clip over its real tokens, in dB."""
+    mask = torch.ones(sent.shape[:2], dtype=torch.bool) if mask is None else mask
+    signal = [s[m].double().square().sum() for s, m in zip(sent, mask, strict=True)]
+    error = received.double() - sent.double()
+    noise = [e[m].square().sum() for e, m in zip(error, mask, strict=True)]
+    return decibel(torch.stack(signal) / torch.stack(noise))
+
+
+def gains(sent, received, dims):
+    """What each clip's (or token's) signal was multiplied by, noise averaged out."""
+    sent, received = sent.double(), received.double()
+    return (sent * received).sum(dims) / sent.square().sum(dims)
+
+
+def fading_power(kind, clips, seed=3, **options):
+    """|h|^2 of each clip, found from what went in and what came out alone.
+
+    At 0 dB the MMSE receiver leaves the gain g = |h|^2 / (|h|^2 + 1).
+    """
+    sent = gaussian(clips, 4, 512)
+    received = Channel(kind, **options)(sent, 0.0, generator=seeded(seed))
+    gain = gains(sent, received, (1, 2))
+    return gain / (1 - gain)
+
+
+@pytest.mark.parametrize("asked", [-12.0, 0.0, 10.0, 30.0])
+def test_measured_snr_is_the_asked_one(asked):
+    """Signal power over noise power is the SNR asked for, to a tenth of a dB."""
+    sent = gaussian(2, 200, 768)
+    received = Channel("awgn")(sent, asked, generator=seeded())
+    assert (snr_db(sent, received) - asked).abs().max() < 0.1
+
+
+def test_each_clip_has_its_own_power():
+    """A quiet clip beside a loud one gets noise of its own power, not of the batch's."""
+    sent = gaussian(3, 200, 768) * torch.tensor([1e-2, 1.0, 50.0])[:, None, None]
+    received = Channel("awgn")(sent, 10.0, generator=seeded())
+    assert (snr_db(sent, received) - 10).abs().max() < 0.1
+
+
+def test_padding_carries_no_power():
+    """A clip that is 90 % padding has the same SNR as a full one, whatever its padding holds."""
+    sent = gaussian(3, 1000, 512)
+    real = torch.tensor([1000, 500, 100])
+    mask = torch.arange(1000) < real[:, None]
+    sent[~mask] = 1e3
+    received = Channel("awgn")(sent, 10.0, mask, seeded())
+    assert (snr_db(sent, received, mask) - 10).abs().max() < 0.1
+    assert received[~mask].eq(0).all() and received[mask].ne(0).all()
+
+
+@pytest.mark.parametrize("side", ["left", "right", "middle"])
+def test_padding_may_stand_anywhere(side):
+    """Which tokens are real is read from the mask, not from their place."""
+    mask = torch.zeros(1, 300, dtype=torch.bool)
+    mask[:, {"left": slice(200, 300), "right": slice(0, 100), "middle": slice(100, 200)}[side]] = 1
+    sent = gaussian(1, 300, 1024)
+    received = Channel("awgn")(sent, 3.0, mask, seeded())
+    assert (snr_db(sent, received, mask) - 3).abs().max() < 0.1
+    assert received[~mask].eq(0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_comes_out_as_zeros(kind):
+    """Every kind of channel leaves padding at zero, in a clip of padding alone as well."""
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    received = Channel(kind)(gaussian(2, 3, 8), 5.0, mask, seeded())
+    assert received.isfinite().all()
+    assert received[~mask].eq(0).all() and received[mask].ne(0).all()
+
+
+def test_snr_may_differ_by_clip():
+    """A tensor of SNRs gives every clip its own."""
+    asked = torch.tensor([-6.0, 0.0, 12.0, 25.0])
+    sent = gaussian(4, 200, 768)
+    received = Channel("awgn")(sent, asked, generator=seeded())
+    assert (snr_db(sent, received) - asked).abs().max() < 0.1
+    assert (snr_db(sent, Channel("awgn")(sent, 7, generator=seeded())) - 7).abs().max() < 0.1
+
+
+def test_noise_is_circular():
+    """Both parts of a symbol get half of the noise each, and independently."""
+    sent = gaussian(1, 200, 1024)
+    noise = (Channel("awgn")(sent, 0.0, generator=seeded()) - sent).reshape(-1, 2)
+    power = noise.square().mean(dim=0)
+    assert decibel(power[0] / power[1]).abs() < 0.1
+    assert noise.prod(dim=1).mean().abs() / power.mean() < 0.02
+    assert noise.mean().abs() / power.mean().sqrt() < 0.02
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_infinite_snr_is_noiseless(kind):
+    """At +inf dB tokens arrive as sent; fading is undone by the equaliser."""
+    sent = gaussian(3, 5, 16)
+    received = Channel(kind)(sent, math.inf, generator=seeded())
+    if kind in ("awgn", "none"):
+        assert torch.equal(received, sent)
+    torch.testing.assert_close(received, sent)
+
+
+def test_none_is_identity():
+    """The channel `none` changes nothing at any SNR and draws no noise."""
+    sent, source = gaussian(2, 5, 8), seeded()
+    assert torch.equal(Channel("none")(sent, -20.0, generator=source), sent)
+    assert torch.equal(source.get_state(), seeded().get_state())
+
+
+def test_rayleigh_power_is_exponential():
+    """|h|^2 of Rayleigh fading has mean 1 and an exponential distribution."""
+    power = fading_power("rayleigh", 4000)
+    assert abs(power.mean() - 1) < 0.05
+    assert stats.kstest(power, stats.expon.cdf).statistic < 0.03
+
+
+@pytest.mark.parametrize("k", [0.5, 4.0, 20.0])
+def test_rician_power_follows_k(k):
+    """|h|^2 of Rician fading has mean 1 and the distribution of its K-factor."""
+    power = fading_power("rician", 2000, rician_k=k)
+    assert abs(power.mean() - 1) < 0.05
+    # 2 (K + 1) |h|^2 is noncentral chi-squared with 2 degrees of freedom around 2 K.
+    assert stats.kstest(2 * (k + 1) * power, stats.ncx2(2, 2 * k).cdf).statistic < 0.04
+    assert stats.kstest(2 * (k + 1) * power, stats.ncx2(2, 4 * k + 2).cdf).statistic > 0.1
+
+
+@pytest.mark.parametrize("kind", ["rayleigh", "rician"])
+def test_fading_is_one_draw_a_clip(kind):
+    """All tokens of a clip fade alike (block fading), clips fade independently."""
+    sent = gaussian(64, 8, 4096)
+    token = gains(sent, Channel(kind)(sent, 0.0, generator=seeded()), 2)  # (clips, tokens)
+    assert token.var(dim=1).mean() < 0.05 * token.mean(dim=1).var()
+    assert len(token.mean(dim=1).round(decimals=4).unique()) > 50
+
+
+@pytest.mark.parametrize("kind", ["rayleigh", "rician"])
+def test_fading_scales_the_snr(kind):
+    """After the equaliser a clip's SNR is |h|^2 times the one asked for."""
+    asked = 6.0
+    sent = gaussian(40, 50, 512)
+    received = Channel(kind)(sent, asked, generator=seeded())
+    gain = gains(sent, received, (1, 2))
+    power = gain / (1 - gain) / 10 ** (asked / 10)  # |h|^2
+    scaled = gain[:, None, None] * sent
+    error = snr_db(scaled, received) - (asked + decibel(power))
+    assert error.abs().max() < 0.5 and error.mean().abs() < 0.05
+
+
+def test_fading_ignores_padding():
+    """The fading and its noise are the same for a clip whether or not it is padded."""
+    sent = gaussian(500, 20, 256)
+    mask = (torch.arange(20) < 2).expand(500, 20)
+    received = Channel("rayleigh")(sent, 0.0, mask, seeded())
+    gain = gains(sent[:, :2], received[:, :2], (1, 2))
+    assert abs((gain / (1 - gain)).median() - math.log(2)) < 0.1  # median of the exponential
+
+
+@pytest.mark.parametrize("kind", ["awgn", "rayleigh", "rician"])
+def test_noise_repeats_with_its_generator(kind):
+    """A seed gives the same noise again, another seed or a second draw does not."""
+    sent, channel, source = gaussian(2, 5, 8), Channel(kind), seeded(1)
+    state = torch.random.get_rng_state()
+    first, second = (channel(sent, 5.0, generator=source) for _ in range(2))
+    assert torch.equal(first, channel(sent, 5.0, generator=seeded(1)))
+    assert not torch.equal(first, channel(sent, 5.0, generator=seeded(2)))
+    assert not torch.equal(first, second)
+    assert torch.equal(state, torch.random.get_rng_state()), "the global generator was used"
+
+
+def test_odd_width_is_refused():
+    """An odd number of values cannot be paired into symbols."""
+    with pytest.raises(ValueError, match="hidden size 7"):
+        Channel()(gaussian(1, 2, 7), 10.0)
+
+
+def test_unknown_kind_is_refused():
+    """A misspelt channel is named together with those that exist."""
+    with pytest.raises(ValueError, match="nakagami.*awgn"):
+        Channel("nakagami")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_shape_and_dtype_are_kept(kind, dtype):
+    """What arrives has the shape and dtype of what was sent, in half precision as well."""
+    mask = torch.tensor([[True] * 3, [True, False, False]])
+    for given in (None, mask):
+        received = Channel(kind)(gaussian(2, 3, 6).to(dtype), 10.0, given, seeded())
+        assert received.shape == (2, 3, 6) and received.dtype == dtype
+        assert received.isfinite().all()
+
+
+def test_channel_holds_no_weights():
+    """Nothing of the channel is trained or saved."""
+    assert not Channel("rician").state_dict() and not list(Channel().parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("snr", [-10.0, 20.0, math.inf])
+def test_gradients_pass_through(kind, snr):
+    """The transmitter before the channel can be trained: gradients are finite and not zero."""
+    sent = gaussian(2, 3, 6).requires_grad_()
+    Channel(kind)(sent, snr, generator=seeded()).square().sum().backward()
+    assert sent.grad.isfinite().all() and sent.grad.ne(0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_know_that_noise_follows_the_signal(kind):
+    """Sending louder gains nothing: the noise is known to grow with the signal."""
+    sent = gaussian(2, 3, 6).requires_grad_()
+    loss = (Channel(kind)(sent, 0.0, generator=seeded()) * gaussian(2, 3, 6, seed=1)).sum()
+    (gradient,) = torch.autograd.grad(loss, sent)
+    # Tokens twice as large arrive twice as large, so that the slope along them is the loss.
+    torch.testing.assert_close((gradient * sent).sum(), loss)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_has_no_gradient(kind):
+    """Padding gets no gradient, and a clip of padding alone does not spoil the others'."""
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    sent = gaussian(2, 3, 6).requires_grad_()
+    Channel(kind)(sent, 5.0, mask, seeded()).square().sum().backward()
+    assert sent.grad.isfinite().all()
+    assert sent.grad[mask].ne(0).all() and sent.grad[~mask].eq(0).all()

@@ -1,0 +1,162 @@
+"""The losses of stage 1, against references that are written out term by term."""
+
+import math
+
+import pytest
+import torch
+
+from modules.losses import info_nce, masked_mean, reconstruction, same_caption
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def one_direction(queries, keys, temperature, same):
+    """Mean over i of -log(exp(s_ii) / sum_j exp(s_ij)), j without the other clips of caption i."""
+
+    def cosine(a, b):
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+
+    total = 0.0
+    for i, query in enumerate(queries):
+        scores = {
+            j: cosine(query, key) / temperature
+            for j, key in enumerate(keys)
+            if j == i or not same[i][j]
+        }
+        top = max(scores.values())
+        total += top + math.log(sum(math.exp(s - top) for s in scores.values())) - scores[i]
+    return total / len(queries)
+
+
+@pytest.mark.parametrize("temperature", [0.03, 0.07, 0.13, 1.0])
+@pytest.mark.parametrize("captions", ["abcdef", "abacbd", "aabbcc"])
+def test_info_nce_is_its_definition(temperature, captions):
+    """InfoNCE agrees with the plain formula in double precision, one way and symmetric."""
+    modality, text = gaussian(6, 8), gaussian(6, 8, seed=1)
+    same = same_caption(list(captions))
+    forth = one_direction(modality.tolist(), text.tolist(), temperature, same.tolist())
+    back = one_direction(text.tolist(), modality.tolist(), temperature, same.tolist())
+    found = info_nce(modality, text, temperature, same, one_way=True)
+    assert found.item() == pytest.approx(forth, rel=1e-4)
+    found = info_nce(modality, text, temperature, same)
+    assert found.item() == pytest.approx((forth + back) / 2, rel=1e-4)
+    if captions == "abcdef":
+        assert torch.equal(found, info_nce(modality, text, temperature))
+    assert abs(forth - back) > 1e-3, "the directions must differ for this to say anything"
+
+
+def test_info_nce_knows_chance_and_perfection():
+    """Features that say nothing cost log(batch), features that say all cost nothing."""
+    assert info_nce(torch.ones(8, 4), torch.ones(8, 4), 0.07).item() == pytest.approx(math.log(8))
+    assert info_nce(torch.eye(8), torch.eye(8), 0.07).item() < 1e-4
+    assert info_nce(torch.eye(8), torch.eye(8).roll(1, 0), 0.07).item() > 10
+
+
+def test_info_nce_ignores_lengths():
+    """Similarity is the cosine: the size of the features does not matter."""
+    modality, text = gaussian(6, 8), gaussian(6, 8, seed=1)
+    torch.testing.assert_close(
+        info_nce(modality, text, 0.07), info_nce(1e-3 * modality, 1e3 * text, 0.07)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_info_nce_is_finite_at_a_small_temperature(dtype):
+    """Opposite features of a large size at tau 0.01 give a finite loss and finite gradients."""
+    modality = (1e4 * gaussian(16, 8)).to(dtype).requires_grad_()
+    text = (-modality.detach()).requires_grad_()
+    loss = info_nce(modality, text, 0.01)
+    loss.backward()
+    assert loss.isfinite() and loss > 100
+    assert modality.grad.isfinite().all() and text.grad.isfinite().all()
+
+
+def test_info_nce_is_finite_for_a_clip_without_features():
+    """A caption of padding alone has a feature of zeros, which must not spoil the step."""
+    modality, text = gaussian(4, 8).requires_grad_(), gaussian(4, 8, seed=1)
+    text[1] = 0
+    text.requires_grad_()
+    info_nce(modality, text, 0.07).backward()
+    assert modality.grad.isfinite().all() and text.grad.isfinite().all()
+
+
+def test_clips_with_the_same_caption_are_no_negatives():
+    """How alike clips of one caption are does not enter the loss."""
+    captions = ["dog", "cat", "dog"]
+    same = same_caption(captions)
+    assert same.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+    eye = torch.eye(4)
+    modality, text = eye[:3].clone(), eye[:3].clone()
+    expected = info_nce(modality, text, 0.5, same)
+    modality[2], text[2] = eye[3], eye[3]  # still orthogonal to the cat
+    torch.testing.assert_close(info_nce(modality, text, 0.5, same), expected)
+    modality[2], text[2] = eye[0], eye[0]  # now identical to the other dog
+    torch.testing.assert_close(info_nce(modality, text, 0.5, same), expected)
+    assert info_nce(modality, text, 0.5) > expected + 0.1
+
+
+@pytest.mark.parametrize("one_way", [False, True])
+def test_a_batch_of_one_caption_costs_nothing(one_way):
+    """Without negatives there is nothing to learn: the loss is 0, not NaN."""
+    for clips in (1, 3):
+        modality, text = gaussian(clips, 8).requires_grad_(), gaussian(clips, 8, seed=1)
+        loss = info_nce(modality, text, 0.07, same_caption(["a"] * clips), one_way)
+        loss.backward()
+        assert loss.item() == 0 and modality.grad.eq(0).all()
+
+
+def test_reconstruction_is_its_definition():
+    """Squared error over sent power, summed over the real tokens of the whole batch."""
+    sent, received = gaussian(2, 3, 4), gaussian(2, 3, 4, seed=1)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    real = [(0, 0), (0, 1), (0, 2), (1, 0)]
+    error = sum((received[i] - sent[i]).square().sum().item() for i in real)
+    power = sum(sent[i].square().sum().item() for i in real)
+    assert reconstruction(received, sent, mask).item() == pytest.approx(error / power, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 1e2])
+def test_reconstruction_is_relative(scale):
+    """Receiving zeros costs 1 and receiving all costs 0, however small embeddings are."""
+    sent, mask = scale * gaussian(2, 5, 16), torch.ones(2, 5, dtype=torch.bool)
+    noisy = sent + 0.1 * scale * gaussian(2, 5, 16, seed=1)
+    assert reconstruction(sent, sent, mask).item() == 0
+    assert reconstruction(torch.zeros_like(sent), sent, mask).item() == pytest.approx(1, rel=1e-3)
+    expected = reconstruction(noisy / scale, sent / scale, mask).item()
+    assert reconstruction(noisy, sent, mask).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_reconstruction_ignores_padding():
+    """Neither what padding holds nor how much of it there is changes the loss or its gradient."""
+    sent, received = gaussian(2, 9, 4), gaussian(2, 9, 4, seed=1).requires_grad_()
+    mask = torch.arange(9) < torch.tensor([[4], [2]])
+    loss = reconstruction(received, sent, mask)
+    loss.backward()
+    assert received.grad[~mask].eq(0).all() and received.grad[mask].ne(0).all()
+    short = reconstruction(received[:, :4], sent[:, :4], mask[:, :4])
+    torch.testing.assert_close(loss, short)
+    spoilt = received.detach().clone()
+    spoilt[~mask] = 1e4
+    torch.testing.assert_close(reconstruction(spoilt, sent, mask), short)
+
+
+def test_masked_mean_ignores_padding():
+    """The mean is over real tokens: padding and its amount change nothing."""
+    x = gaussian(2, 9, 4)
+    mask = torch.arange(9) < torch.tensor([[4], [9]])
+    found = masked_mean(x, mask)
+    torch.testing.assert_close(found, torch.stack([x[0, :4].mean(0), x[1].mean(0)]))
+    x[0, 4:] = 1e4
+    torch.testing.assert_close(masked_mean(x, mask), found)
+    torch.testing.assert_close(masked_mean(x[:1, :4], mask[:1, :4]), found[:1])
+
+
+def test_masked_mean_of_padding_alone_is_finite():
+    """A row without real tokens gives zeros instead of a division by zero."""
+    x = gaussian(1, 3, 4).requires_grad_()
+    mean = masked_mean(x, torch.zeros(1, 3, dtype=torch.bool))
+    mean.sum().backward()
+    assert mean.eq(0).all() and x.grad.eq(0).all()

@@ -1,0 +1,138 @@
+"""The token transmitter: a frozen encoder whose tokens are read whole, and a trained projection."""
+
+import pytest
+import torch
+from transformers import ASTConfig, ASTModel, VivitConfig, VivitModel
+
+from modules.token_compression import compress
+from modules.token_transmitter import TokenTransmitter
+
+WIDTH, HIDDEN = 32, 12
+SIZES = dict(
+    hidden_size=WIDTH,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=64,
+    hidden_dropout_prob=0.5,
+    attention_probs_dropout_prob=0.5,
+    initializer_range=0.2,
+)
+
+
+def visual(length=4, **options):
+    """A transmitter with ViViT: 8 patch tokens and the class token."""
+    torch.manual_seed(0)
+    config = VivitConfig(image_size=32, num_frames=4, tubelet_size=[2, 16, 16], **SIZES)
+    encoder = VivitModel(config, add_pooling_layer=False).train()
+    return TokenTransmitter(encoder, 1, HIDDEN, length, **options)
+
+
+def audio(length=4, **options):
+    """A transmitter with AST: 8 patch tokens, the class and the distillation token."""
+    torch.manual_seed(0)
+    encoder = ASTModel(ASTConfig(num_mel_bins=32, max_length=48, **SIZES)).train()
+    return TokenTransmitter(encoder, 2, HIDDEN, length, **options)
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+VIDEO, SOUND = (3, 4, 3, 32, 32), (3, 48, 32)  # clips, ...
+BOTH = pytest.mark.parametrize("make, shape, special", [(visual, VIDEO, 1), (audio, SOUND, 2)])
+
+
+@BOTH
+def test_encoder_is_frozen(make, shape, special):
+    """No weight of the encoder is trained; the projection's are."""
+    tx = make()
+    trained = [name for name, p in tx.named_parameters() if p.requires_grad]
+    assert trained == ["projection.weight", "projection.bias"]
+    assert tx.projection.in_features == WIDTH and tx.projection.out_features == HIDDEN
+
+
+@BOTH
+def test_encoder_stays_in_evaluation_mode(make, shape, special):
+    """In training the encoder draws no dropout: the same clip gives the same tokens."""
+    tx = make().train()
+    assert tx.training and tx.projection.training
+    assert not any(module.training for module in tx.encoder.modules())
+    x = gaussian(*shape)
+    assert torch.equal(tx.encode(x), tx.encode(x))
+    assert torch.equal(tx.encode(x), make().eval().encode(x))
+    assert tx.train(False) is tx and not tx.projection.training
+
+
+@BOTH
+@pytest.mark.parametrize("compression", ["sliding_window", "uniform"])
+def test_encode_shapes(make, shape, special, compression):
+    """A clip becomes its special tokens and `length` more, then as wide as the language model."""
+    for length, patches in ((1, 1), (4, 4), (8, 8), (100, 8)):
+        tx = make(length, compression=compression)
+        encoded = tx.encode(gaussian(*shape))
+        assert encoded.shape == (3, special + patches, WIDTH)
+        assert tx(torch.zeros(encoded.shape)).shape == (3, special + patches, HIDDEN)
+
+
+@BOTH
+def test_encode_is_compression_of_the_encoder(make, shape, special):
+    """`encode` compresses what the encoder says, special tokens untouched."""
+    for how in ("sliding_window", "uniform"):
+        tx, x = make(compression=how), gaussian(*shape)
+        with torch.inference_mode():
+            tokens = tx.encoder(x).last_hidden_state
+        assert tokens.shape == (3, special + 8, WIDTH)
+        torch.testing.assert_close(tx.encode(x), compress(tokens, 4, special, how))
+        torch.testing.assert_close(tx.encode(x)[:, :special], tokens[:, :special])
+        torch.testing.assert_close(tx.encode(x, [1, 1, 1]), tx.encode(x))
+
+
+def test_windows_are_joined():
+    """The windows of a long clip: patch tokens one after the other, special tokens averaged."""
+    tx, x = audio(length=1000), gaussian(3, 48, 32)
+    with torch.inference_mode():
+        tokens = tx.encoder(x).last_hidden_state  # (3, 2 + 8, width)
+    joined = tx.encode(x, [3])
+    assert joined.shape == (1, 2 + 3 * 8, WIDTH)
+    torch.testing.assert_close(joined[0, :2], (tokens[0, :2] + tokens[1, :2] + tokens[2, :2]) / 3)
+    torch.testing.assert_close(joined[0, 2:], torch.cat([tokens[i, 2:] for i in range(3)]))
+    short = audio(length=5).encode(x, [3])
+    torch.testing.assert_close(short, compress(joined, 5, 2))
+
+
+@pytest.mark.parametrize("windows", [[2, 1, 3], [1, 5], [6], [1] * 6])
+def test_clips_of_different_lengths_in_one_batch(windows):
+    """A clip's tokens do not depend on the clips beside it, however many windows each has."""
+    tx, x = audio(), gaussian(6, 48, 32)
+    batch = tx.encode(x, windows)
+    assert batch.shape == (len(windows), 2 + 4, WIDTH)
+    for encoded, part in zip(batch, x.split(windows), strict=True):
+        torch.testing.assert_close(encoded[None], tx.encode(part, [len(part)]))
+
+
+def test_no_window_is_dropped():
+    """Another sound in any window changes what is sent."""
+    tx, x = audio(), gaussian(5, 48, 32)
+    before = tx.encode(x, [5])
+    for i in range(5):
+        other = x.clone()
+        other[i] = gaussian(48, 32, seed=1)
+        changed = (tx.encode(other, [5]) - before).abs().amax(-1)[0]
+        assert changed[:2].gt(1e-3).all() and changed[2:].gt(1e-3).any()
+
+
+def test_contrastive_features():
+    """Picture: the class token. Sound: the mean of the class and the distillation token."""
+    tokens = gaussian(3, 2 + 4, HIDDEN)
+    torch.testing.assert_close(visual().features(tokens), tokens[:, 0])
+    torch.testing.assert_close(audio().features(tokens), (tokens[:, 0] + tokens[:, 1]) / 2)
+
+
+@BOTH
+def test_gradients_reach_the_projection_alone(make, shape, special):
+    """A step on what `encode` gave trains the projection and leaves the encoder."""
+    tx = make().train()
+    tokens = tx(tx.encode(gaussian(*shape)))
+    (tx.features(tokens).square().sum() + tokens.square().sum()).backward()
+    assert tx.projection.weight.grad.abs().sum() > 0 and tx.projection.bias.grad.abs().sum() > 0
+    assert all(p.grad is None for p in tx.encoder.parameters())

@@ -1,0 +1,42 @@
+"""The README's claims that code can check."""
+
+import re
+from pathlib import Path
+
+import task_align
+import task_avqa
+from utils import shapes
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_shape_table_is_the_one_that_the_code_gives():
+    """The table of tensor shapes, both stages and presets, is what `utils.shapes` traces."""
+    assert shapes.table() in README
+
+
+def test_every_figure_exists():
+    """Each picture that the README shows is in the repository."""
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README)
+    assert pictures
+    for picture in pictures:
+        assert (ROOT / picture).is_file(), picture
+
+
+def test_paper_presets_hold_the_published_values():
+    """DESIGN's hyperparameters of the paper stand in the paper presets."""
+    align, avqa = task_align.PRESETS["paper"], task_avqa.PRESETS["paper"]
+    assert (align.batch, align.steps, align.lr, align.lr_min) == (32, 500, 1e-4, 1e-6)
+    assert (align.snr_db, align.temperature, align.seed) == (10, 0.07, 3407)
+    assert (align.visual_tokens, align.audio_tokens, align.caption_tokens) == (128, 128, 256)
+    assert (avqa.batch, avqa.steps, avqa.lr, avqa.snr_db, avqa.seed) == (8, 300, 1e-4, 12, 1111)
+    assert (avqa.lora_rank, avqa.lora_alpha, avqa.lora_dropout) == (4, 16, 0.1)
+    assert avqa.lora_targets == ["q_proj", "v_proj"]
+    assert align.receiver_width == avqa.receiver_width == 1024
+
+
+def test_scripts_stay_short():
+    """A task script is what a reader opens first."""
+    for name in ("task_align.py", "task_avqa.py"):
+        assert len((ROOT / name).read_text().splitlines()) < 270

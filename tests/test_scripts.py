@@ -1,0 +1,130 @@
+"""Both scripts as a user runs them, by subprocess, on a very small mini world."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+TYPES = 9
+
+
+def script(name: str, folder: Path, *flags: str, ok: bool = True) -> subprocess.CompletedProcess:
+    """Run a script from the repository with its outputs under `folder`."""
+    command = [
+        sys.executable,
+        name,
+        *("--out", str(folder / "checkpoint"), "--figures", str(folder / "imgs")),
+        *("--cache", str(folder / "cache"), "--mini_clips", "24", "8", "12"),
+        *flags,
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("scripts")
+
+
+@pytest.fixture(scope="module")
+def aligned(folder):
+    flags = ("--data", str(folder / "mini/VALOR"), "--steps", "6", "--batch", "8")
+    return script("task_align.py", folder, *flags, "--validate_every", "3")
+
+
+@pytest.fixture(scope="module")
+def answered(folder, aligned):
+    start = str(folder / "checkpoint/align-mini-tau0.07.pth")
+    flags = ("--data", str(folder / "mini/MUSIC-AVQA"), "--steps", "4", "--batch", "8")
+    return script("task_avqa.py", folder, *flags, "--init", start, "--test_snr_db", "-6", "12")
+
+
+def test_stage_1_leaves_what_it_promises(folder, aligned):
+    """Checkpoint, metrics, a row a step, TensorBoard events and figures, named at the end."""
+    stem = folder / "checkpoint/align-mini-tau0.07"
+    content = torch.load(f"{stem}.pth", weights_only=True)
+    parts = {"img_tx", "audio_tx", "text_receiver", "img_receiver", "audio_receiver"}
+    assert parts <= content.keys() and "lora" not in content
+    assert not any(key.startswith("encoder.") for part in parts for key in content[part])
+    metrics = json.loads(Path(f"{stem}.json").read_text())
+    assert metrics["task"] == "align" and metrics["steps"] == 6
+    assert metrics["retrieval"].keys() == {
+        "audio_to_text_r1",
+        "visual_to_text_r1",
+        "chance_r1",
+        "n",
+    }
+    assert metrics["retrieval"]["n"] == 12
+    assert metrics["config"]["temperature"] == 0.07
+    assert len(list(csv.DictReader(open(f"{stem}.csv")))) == 6
+    assert list(stem.glob("events.*"))
+    assert len(metrics["figures"]) == 2
+    for figure in metrics["figures"]:
+        assert Path(figure).stat().st_size > 10_000
+        assert figure in aligned.stdout
+
+
+def test_stage_2_leaves_what_it_promises(folder, answered):
+    """LoRA in the checkpoint, accuracies by type and SNR beside baselines, figures."""
+    stem = folder / "checkpoint/avqa-mini"
+    content = torch.load(f"{stem}.pth", weights_only=True)
+    assert content["lora"] and all("lora" in key for key in content["lora"])
+    assert all("q_proj" in key or "v_proj" in key for key in content["lora"])
+    metrics = json.loads(Path(f"{stem}.json").read_text())
+    assert metrics["accuracy"]["by_type"].keys() <= set(metrics["accuracy"]["by_type"])
+    assert len(metrics["accuracy"]["by_type"]) == TYPES
+    assert metrics["accuracy_by_snr"].keys() == {"-6", "12"}
+    assert metrics["accuracy_by_snr"]["12"] == metrics["accuracy"]["overall"]
+    assert set(metrics["baselines"]) == {"majority", "question_only"}
+    assert metrics["questions"]["test"]["without_media"] == 0
+    assert metrics["annotations"]["test"]["rows"] == metrics["questions"]["test"]["total"]
+    for figure in metrics["figures"]:
+        assert Path(figure).stat().st_size > 10_000
+    assert "question_only" in answered.stdout
+
+
+def test_stage_2_starts_where_stage_1_ended_and_trains_exactly_its_parts(folder, answered):
+    """Projections, receivers and LoRA move from stage 1's weights; nothing else is saved."""
+    before = torch.load(folder / "checkpoint/align-mini-tau0.07.pth", weights_only=True)
+    after = torch.load(folder / "checkpoint/avqa-mini.pth", weights_only=True)
+    assert after.keys() - before.keys() == {"lora"}
+    for part in before.keys() - {"about"}:
+        assert before[part].keys() == after[part].keys()
+        for key, value in before[part].items():
+            moved = (value - after[part][key]).abs().max()
+            assert 0 < moved < 0.5, (part, key)
+
+
+def test_a_second_run_repeats_the_first_from_the_cache(folder, aligned):
+    """Same seed, same losses to the last digit; no clip is encoded again."""
+    stem = folder / "checkpoint/align-mini-tau0.07"
+    first = Path(f"{stem}.csv").read_text()
+    flags = ("--data", str(folder / "mini/VALOR"), "--steps", "6", "--batch", "8")
+    again = script("task_align.py", folder, *flags, "--validate_every", "3", "--name", "again")
+    assert Path(folder / "checkpoint/again.csv").read_text() == first
+    assert "encoding" not in again.stderr and "writing videos" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "says"),
+    [
+        ("task_avqa.py", ("--init", "nowhere.pth"), "python task_align.py --preset mini"),
+        ("task_align.py", ("--preset", "huge"), "huge"),
+        ("task_align.py", ("--temprature", "1"), "--temprature"),
+        ("task_align.py", ("--steps", "many"), "--steps"),
+        ("task_align.py", ("--preset", "paper", "--data", "nowhere"), "models/vivit-b-16x2"),
+        ("task_align.py", ("--channel", "tin-can"), "tin-can"),
+    ],
+)
+def test_mistakes_end_in_one_line(tmp_path, name, flags, says):
+    """One line that names what is wrong, status 1 or 2, no traceback."""
+    done = script(name, tmp_path, *flags, ok=False)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert says in done.stderr.strip().splitlines()[-1]

@@ -1,0 +1,275 @@
+"""Checkpoints: the trained parts bit by bit, and no code, encoder or foreign shape with them."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import Qwen2Config, Qwen2ForCausalLM, VivitConfig, VivitModel
+
+from modules.foundation_model import FoundationModel
+from modules.token_receiver import TokenReceiver
+from modules.token_transmitter import TokenTransmitter
+from utils.checkpoints import (
+    CheckpointError,
+    load_checkpoint,
+    load_parts,
+    require,
+    save_checkpoint,
+)
+
+ABOUT = {"task": "align", "config": {"snr_db": 10.0, "targets": ["q_proj"]}, "step": 3}
+
+
+def transmitter(hidden, seed):
+    torch.manual_seed(seed)
+    config = VivitConfig(
+        image_size=16,
+        num_frames=2,
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    return TokenTransmitter(VivitModel(config, add_pooling_layer=False), 1, hidden, 4)
+
+
+def make_parts(hidden=16, seed=0):
+    torch.manual_seed(seed)
+    return {
+        "img_tx": transmitter(hidden, seed),
+        "text_receiver": TokenReceiver(hidden, 20),
+        "img_receiver": TokenReceiver(hidden, 20, 1e-2),
+    }
+
+
+def make_lora(rank=4, seed=0, hidden=16, targets=("q_proj", "v_proj")):
+    """A language model with LoRA weights that are no longer zero."""
+    torch.manual_seed(1)
+    config = Qwen2Config(
+        vocab_size=32,
+        hidden_size=hidden,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        tie_word_embeddings=True,
+    )
+    foundation = FoundationModel(Qwen2ForCausalLM(config))
+    foundation.add_lora(rank, 16, 0.1, list(targets))
+    torch.manual_seed(seed)
+    for weight in foundation.parameters():
+        if weight.requires_grad:
+            nn.init.normal_(weight)
+    return foundation.language_model
+
+
+def edit(path, change):
+    """Change what a checkpoint holds, in place."""
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def refused(path, *parts, load=load_parts, **kwargs):
+    """The one-line CheckpointError with which `load` refuses the file."""
+    with pytest.raises(CheckpointError) as error:
+        load(path, *([make_parts(**kwargs)] if load is load_parts else []))
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 400
+    assert all(part in message for part in (str(path), *parts)), message
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "runs" / "align.pth"
+    save_checkpoint(path, make_parts(), None, ABOUT)
+    return path
+
+
+def test_file_loads_without_running_code(saved):
+    """The file opens with weights_only=True and holds parts by name, facts beside them."""
+    content = torch.load(saved, weights_only=True)
+    assert set(content) == {"img_tx", "text_receiver", "img_receiver", "about"}
+    assert content["about"] == ABOUT
+    assert set(content["text_receiver"]) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert [path.name for path in saved.parent.iterdir()] == ["align.pth"], "nothing left beside"
+
+
+def test_encoder_is_not_saved(saved):
+    """The frozen encoder stays out of the file, which is far smaller than it."""
+    content = torch.load(saved, weights_only=True)
+    assert set(content["img_tx"]) == {"projection.weight", "projection.bias"}
+    encoder = make_parts()["img_tx"].encoder
+    kept = sum(t.numel() for name in make_parts() for t in content[name].values())
+    assert sum(p.numel() for p in encoder.parameters()) > 5 * kept
+    assert saved.stat().st_size < 4 * kept + 10_000
+
+
+def test_round_trip_is_bit_exact(saved):
+    """Other parts of the same shape become the saved ones in every bit; encoders stay."""
+    parts, wanted = make_parts(seed=1), make_parts()
+    encoder = {k: v.clone() for k, v in parts["img_tx"].encoder.state_dict().items()}
+    assert load_parts(saved, parts) == ABOUT
+    for name in parts:
+        for key, value in parts[name].state_dict().items():
+            if key.startswith("encoder."):
+                assert torch.equal(value, encoder[key.removeprefix("encoder.")]), key
+            else:
+                assert torch.equal(value, wanted[name].state_dict()[key]), (name, key)
+    assert all(p.requires_grad for p in parts["text_receiver"].parameters())
+
+
+def test_encoder_weights_in_a_file_are_ignored(saved):
+    """A file that holds encoder weights, whatever their shape, loads without them."""
+    edit(saved, lambda content: content["img_tx"].update({"encoder.extra": torch.ones(3)}))
+    load_parts(saved, make_parts(seed=1))
+
+
+def test_part_of_a_file_may_be_loaded(saved):
+    """Parts that are not asked for are passed over."""
+    part = {"text_receiver": make_parts(seed=1)["text_receiver"]}
+    load_parts(saved, part)
+    assert torch.equal(part["text_receiver"][0].bias, make_parts()["text_receiver"][0].bias)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_lora_round_trip(tmp_path, seed):
+    """LoRA weights come back bit by bit, alone and without the base model."""
+    path = tmp_path / "avqa.pth"
+    trained = make_lora(seed=seed)
+    save_checkpoint(path, make_parts(), trained, ABOUT)
+    content = torch.load(path, weights_only=True)
+    assert len(content["lora"]) == 2 * 2 * 2 and all("lora_" in key for key in content["lora"])
+    fresh = make_lora(seed=2)
+    assert load_parts(path, make_parts(seed=1), fresh) == ABOUT
+    wanted = dict(trained.named_parameters())
+    for name, weight in fresh.named_parameters():
+        assert torch.equal(weight, wanted[name]), name
+        assert weight.requires_grad == ("lora_" in name)
+
+
+@pytest.mark.parametrize(
+    "options", [{"rank": 2}, {"hidden": 32}, {"targets": ["q_proj"]}, {"targets": ["k_proj"]}]
+)
+def test_other_lora_is_refused(tmp_path, options):
+    """LoRA of another rank, width or set of projections is refused, not loaded in part."""
+    path = tmp_path / "avqa.pth"
+    save_checkpoint(path, {}, make_lora(), ABOUT)
+    with pytest.raises(CheckpointError) as error:
+        load_parts(path, {}, make_lora(**options))
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_lora_is_refused(saved):
+    """A stage-1 checkpoint has no LoRA to give."""
+    with pytest.raises(CheckpointError, match="has no lora") as error:
+        load_parts(saved, make_parts(), make_lora())
+    assert str(saved) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_another_hidden_size_is_refused(saved):
+    """Parts made for another language model are named with both shapes."""
+    refused(saved, "img_tx.projection.weight", "(16, 24)", "(32, 24)", hidden=32)
+
+
+def test_missing_part_is_refused(saved):
+    """A part that the file lacks is named."""
+    edit(saved, lambda content: content.pop("img_receiver"))
+    refused(saved, "img_receiver")
+
+
+@pytest.mark.parametrize("part, key", [("text_receiver", "2.bias"), ("img_tx", "projection.bias")])
+def test_missing_and_unknown_keys_are_refused(saved, part, key):
+    """A key too few or too many is named."""
+    edit(saved, lambda content: content[part].pop(key))
+    refused(saved, part, key)
+    edit(saved, lambda content: content[part].update({key: torch.zeros(16), "odd": torch.ones(1)}))
+    refused(saved, part, "odd")
+
+
+@pytest.mark.parametrize("value", [None, torch.ones(3), [1, 2], {"0.weight": 3.0}])
+def test_part_that_is_no_part_is_refused(saved, value):
+    """What stands in a part's place is not taken for one."""
+    edit(saved, lambda content: content.update({"text_receiver": value}))
+    refused(saved, "text_receiver")
+
+
+@pytest.mark.parametrize("content", [torch.ones(3), [1, 2], 7, None])
+def test_file_without_parts_is_refused(tmp_path, content):
+    """A file that torch.load reads but that is no checkpoint is refused."""
+    path = tmp_path / "x.pth"
+    torch.save(content, path)
+    refused(path, load=load_checkpoint)
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.3, 0.6, 0.9, 0.99, 0.999])
+def test_truncated_file_is_refused(saved, share):
+    """A half-copied file is refused in one line, wherever it was cut."""
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[: int(share * len(whole))])
+    refused(saved, load=load_checkpoint)
+    refused(saved)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"no checkpoint\n", b"\x80\x02", b"PK\x03\x04" + 99 * b"\0", 500 * b"\xff", b"(lp0\n."],
+)
+def test_foreign_file_is_refused(tmp_path, content):
+    """A file of another kind is refused in one line."""
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    refused(path, load=load_checkpoint)
+
+
+class Touch:
+    """A pickle that makes a file when it is loaded carelessly."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle", "about"])
+def test_code_in_a_file_is_not_run(tmp_path, how):
+    """A file that would run code is refused before any of it has run."""
+    path, mark = tmp_path / "x.pth", tmp_path / "code was run"
+    content = {"img_tx": Touch(mark)} if how != "about" else {"img_tx": {}, "about": Touch(mark)}
+    if how == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    refused(path, load=load_checkpoint)
+    refused(path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False) if how != "pickle" else pickle.loads(path.read_bytes())
+    assert mark.exists(), "the file must be able to do harm for this to say anything"
+
+
+@pytest.mark.parametrize("load", [load_checkpoint, lambda path: require(path, "python x.py")])
+def test_missing_file_is_named(tmp_path, load):
+    """A checkpoint that is not there is named in one line; `require` says what makes it."""
+    path = tmp_path / "x.pth"
+    with pytest.raises(FileNotFoundError) as error:
+        load(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    path.touch()
+    require(path, "python x.py")
+
+
+def test_failed_write_leaves_the_old_file(saved, monkeypatch):
+    """A full disk while writing keeps the old checkpoint and leaves nothing beside it."""
+    before = saved.read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("utils.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(saved, make_parts(seed=1), None, ABOUT)
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == ["align.pth"]
