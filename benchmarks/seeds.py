@@ -76,6 +76,10 @@ def main() -> None:
         "accuracy": summary([r["accuracy"]["overall"] for r in avqa]),
         "by_type": {k: summary([r["accuracy"]["by_type"][k] for r in avqa]) for k in kinds},
         "baselines": {n: summary([r["baselines"][n] for r in avqa]) for n in names},
+        "baselines_by_type": {
+            n: {k: summary([r["baselines_by_type"][n][k] for r in avqa]) for k in kinds}
+            for n in names
+        },
         "accuracy_by_snr": {s: summary(v) for s, v in by_snr.items()},
     }
     (ROOT / "benchmarks" / "seeds.json").write_text(json.dumps(whole, indent=2) + "\n")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from modules.foundation_model import PROMPT
-from utils.datasets import Caption, Question
+from utils.datasets import Caption, DataError, Question
 from utils.feature_cache import read_tokens
 
 IN_MEMORY = 2 << 30  # bytes; a data set below this is read once and kept
@@ -22,10 +22,12 @@ class ClipTokens(Dataset):
     """
 
     def __init__(self, rows: list[Caption] | list[Question], folders: dict[str, Path]):
+        if not rows:
+            raise DataError(f"{folders['visual']}: no clip of the split is left to read")
         self.rows, self.folders = rows, folders
         self.kept: dict[str, tuple[Tensor, Tensor]] = {}
         names = list(dict.fromkeys(row.video_id for row in rows))
-        if names and len(names) * sum(t.nbytes for t in self._read(names[0])) < IN_MEMORY:
+        if len(names) * sum(t.nbytes for t in self._read(names[0])) < IN_MEMORY:
             self.kept = {name: self._read(name) for name in names}
 
     def _read(self, video_id: str) -> tuple[Tensor, Tensor]:
