@@ -1,11 +1,13 @@
 """Hyperparameters: the dataclass at the top of a script, its presets, and a flag for each field."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 from utils.checkpoints import CheckpointError
 from utils.datasets import DataError
@@ -39,6 +41,9 @@ def parse_config(presets: dict[str, Any], default: str, doc: str | None) -> Any:
 def run(main: Callable, presets: dict[str, Any], default: str, doc: str | None) -> None:
     """Run a task script; what a user can cause ends in one line instead of a traceback."""
     config = parse_config(presets, default, doc)
+    logging.disable_progress_bar()  # of loading weights, which takes no time worth a bar
+    # peft asks transformers by a name that is going; nothing a user can do about it.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     try:
         main(config)
     except (CheckpointError, DataError, MediaError, FileNotFoundError, ValueError) as error:
