@@ -92,7 +92,7 @@ def main(config: Config) -> None:
     from utils import plots
     from utils.checkpoints import save_checkpoint
     from utils.clips import ClipTokens, Collate, in_order, training_loader
-    from utils.datasets import read_valor, with_media
+    from utils.datasets import read_splits, read_valor
     from utils.metrics import recall_at_1
     from utils.mini_world import prepare
     from utils.run_log import RunLog
@@ -106,11 +106,7 @@ def main(config: Config) -> None:
         prepare(root.parent, root.name, config.mini_clips, workers=config.workers)
 
     system = build_system(config, device)
-    rows, files = {}, {}
-    for split in ("train", "val", "test"):
-        captions, files[split] = read_valor(root, split)
-        there = set(with_media(root, [row.video_id for row in captions]))
-        rows[split] = [row for row in captions if row.video_id in there]
+    rows, files, _ = read_splits(read_valor, root)
     everyone = [row.video_id for split in rows.values() for row in split]
     folders, bad = encode_clips(system, config, root, everyone)
     clips = {

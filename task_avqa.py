@@ -99,7 +99,7 @@ def main(config: Config) -> None:
     from utils.avqa_report import coverage, draw_figures, example_clips, print_accuracies, score
     from utils.checkpoints import load_parts, made_with, require, save_checkpoint, sha256
     from utils.clips import ClipTokens, Collate, in_order, training_loader
-    from utils.datasets import read_music_avqa, with_media
+    from utils.datasets import read_music_avqa, read_splits
     from utils.metrics import accuracy_report, majority_answers, majority_right
     from utils.mini_world import prepare
     from utils.run_log import RunLog
@@ -114,12 +114,7 @@ def main(config: Config) -> None:
     if config.preset == "mini":
         prepare(root.parent, root.name, config.mini_clips, workers=config.workers)
 
-    rows, files, total = {}, {}, {}
-    for split in ("train", "val", "test"):
-        questions, files[split] = read_music_avqa(root, split)
-        there = set(with_media(root, [q.video_id for q in questions]))
-        rows[split] = [q for q in questions if q.video_id in there]
-        total[split] = len(questions)
+    rows, files, total = read_splits(read_music_avqa, root)
 
     def start():
         """The system as stage 1 left it, with fresh LoRA weights."""
@@ -205,13 +200,9 @@ def main(config: Config) -> None:
         batches = in_order(clips["test"], collate, config.test_batch)
         for batch in tqdm(batches, f"testing at {snr_db:g} dB", unit="batch", leave=False):
             media, question = receive(system, batch.to(device), snr_db, noise, blind)
-            ids = system.foundation.generate(
-                media,
-                question,
-                batch.mask.to(device),
-                system.tokenizer.eos_token_id,
-                config.answer_tokens,
-            )
+            end = system.tokenizer.eos_token_id
+            mask = batch.mask.to(device)
+            ids = system.foundation.generate(media, question, mask, end, config.answer_tokens)
             answers += system.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return answers
 

@@ -14,11 +14,13 @@ TYPES = 9
 
 
 def script(name: str, folder: Path, *flags: str, ok: bool = True) -> subprocess.CompletedProcess:
-    """Run a script from the repository with its outputs under `folder`."""
+    """Run a script from the repository with its data and outputs under `folder`."""
+    dataset = "VALOR" if name == "task_align.py" else "MUSIC-AVQA"
     command = [
         sys.executable,
         name,
         *("--out", str(folder / "checkpoint"), "--figures", str(folder / "imgs")),
+        *("--data", str(folder / "mini" / dataset)),
         *("--cache", str(folder / "cache"), "--mini_clips", "24", "8", "12"),
         *flags,
     ]
@@ -34,14 +36,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def aligned(folder):
-    flags = ("--data", str(folder / "mini/VALOR"), "--steps", "6", "--batch", "8")
+    flags = ("--steps", "6", "--batch", "8")
     return script("task_align.py", folder, *flags, "--validate_every", "3")
 
 
 @pytest.fixture(scope="module")
 def answered(folder, aligned):
     start = str(folder / "checkpoint/align-mini-tau0.07.pth")
-    flags = ("--data", str(folder / "mini/MUSIC-AVQA"), "--steps", "4", "--batch", "8")
+    flags = ("--steps", "4", "--batch", "8")
     return script("task_avqa.py", folder, *flags, "--init", start, "--test_snr_db", "-6", "12")
 
 
@@ -105,7 +107,7 @@ def test_a_second_run_repeats_the_first_from_the_cache(folder, aligned):
     """Same seed, same losses to the last digit; no clip is encoded again."""
     stem = folder / "checkpoint/align-mini-tau0.07"
     first = Path(f"{stem}.csv").read_text()
-    flags = ("--data", str(folder / "mini/VALOR"), "--steps", "6", "--batch", "8")
+    flags = ("--steps", "6", "--batch", "8")
     again = script("task_align.py", folder, *flags, "--validate_every", "3", "--name", "again")
     assert Path(folder / "checkpoint/again.csv").read_text() == first
     assert "encoding" not in again.stderr and "writing videos" not in again.stderr

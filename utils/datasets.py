@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,3 +166,15 @@ def with_media(root: str | Path, video_ids: list[str]) -> list[str]:
             "run utils/raw_video_preprocess.py on the videos first"
         )
     return found
+
+
+def read_splits(read: Callable, root: str | Path) -> tuple[dict, dict, dict[str, int]]:
+    """Every split by `read_valor` or `read_music_avqa`: the rows whose clip has media, the
+    annotation files, and how many rows there were before."""
+    rows, files, total = {}, {}, {}
+    for split in ("train", "val", "test"):
+        everything, files[split] = read(root, split)
+        there = set(with_media(root, [row.video_id for row in everything]))
+        rows[split] = [row for row in everything if row.video_id in there]
+        total[split] = len(everything)
+    return rows, files, total
