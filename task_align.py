@@ -91,7 +91,7 @@ def main(config: Config) -> None:
     from modules.losses import info_nce, masked_mean, reconstruction, same_caption
     from utils import plots
     from utils.checkpoints import save_checkpoint
-    from utils.clips import ClipTokens, Collate, in_order, training_loader
+    from utils.clips import Collate, in_order, training_loader
     from utils.datasets import read_splits, read_valor
     from utils.metrics import recall_at_1
     from utils.mini_world import prepare
@@ -107,12 +107,7 @@ def main(config: Config) -> None:
 
     system = build_system(config, device)
     rows, files, _ = read_splits(read_valor, root)
-    everyone = [row.video_id for split in rows.values() for row in split]
-    folders, bad = encode_clips(system, config, root, everyone)
-    clips = {
-        split: ClipTokens([row for row in part if row.video_id not in bad], folders)
-        for split, part in rows.items()
-    }
+    clips = encode_clips(system, config, root, rows)
     collate = Collate(system.tokenizer, config.caption_tokens)
 
     def forward(batch, noise):

@@ -98,7 +98,7 @@ def main(config: Config) -> None:
 
     from utils.avqa_report import coverage, draw_figures, example_clips, print_accuracies, score
     from utils.checkpoints import load_parts, made_with, require, save_checkpoint, sha256
-    from utils.clips import ClipTokens, Collate, in_order, training_loader
+    from utils.clips import Collate, in_order, training_loader
     from utils.datasets import read_music_avqa, read_splits
     from utils.metrics import accuracy_report, majority_answers, majority_right
     from utils.mini_world import prepare
@@ -128,12 +128,7 @@ def main(config: Config) -> None:
         return system
 
     system = start()
-    everyone = [q.video_id for split in rows.values() for q in split]
-    folders, bad = encode_clips(system, config, root, everyone)
-    clips = {
-        split: ClipTokens([q for q in part if q.video_id not in bad], folders)
-        for split, part in rows.items()
-    }
+    clips = encode_clips(system, config, root, rows)
     collate = Collate(system.tokenizer)
 
     def receive(system, batch, snr_db, noise, blind):

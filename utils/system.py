@@ -13,6 +13,7 @@ from modules.channel import Channel
 from modules.foundation_model import FoundationModel
 from modules.token_receiver import TokenReceiver
 from modules.token_transmitter import TokenTransmitter
+from utils.clips import ClipTokens
 from utils.feature_cache import Reader, cache_folder, cache_tokens, model_fingerprint
 from utils.pretrained import load_ast, load_language_model, load_vivit, revision
 
@@ -132,9 +133,10 @@ def build_system(config: Any, device: torch.device) -> System:
 
 
 def encode_clips(
-    system: System, config: Any, root: Path, video_ids: list[str]
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """Encode what is not cached; returns the cache folder by modality and the bad clips."""
+    system: System, config: Any, root: Path, rows: dict[str, list]
+) -> dict[str, ClipTokens]:
+    """Encode what is not cached; the rows of every split with their tokens, bad clips left out."""
+    video_ids = [row.video_id for split in rows.values() for row in split]
     folders, bad = {}, {}
     for kind, tx, model in (
         ("visual", system.img_tx, config.visual_encoder),
@@ -158,7 +160,10 @@ def encode_clips(
     if bad:
         listed = "\n".join(f"  {video_id}: {reason}" for video_id, reason in bad.items())
         print(f"{len(bad)} clips left out:\n{listed}")
-    return folders, bad
+    return {
+        split: ClipTokens([row for row in part if row.video_id not in bad], folders)
+        for split, part in rows.items()
+    }
 
 
 def plain(config: Any) -> dict:
