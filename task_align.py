@@ -29,7 +29,7 @@ class Config:
     audio_encoder: str = "checkpoint/mini/ast"  # paper: MIT/ast-finetuned-audioset-10-10-0.4593
     foundation_model: str = "checkpoint/mini/qwen2"  # paper: Qwen/Qwen2.5-1.5B
     dtype: str = "float32"  # of the frozen foundation model; paper preset: bfloat16
-    cache: str = "datasets/cache"  # encoder tokens of every clip, computed once
+    cache: str = "datasets/cache"  # encoder tokens, computed once; on a scratch disk, or none
     encode_batch: int = 64  # clips an encoder call; paper preset: 16
     workers: int = 2  # processes that decode media; paper preset: 8
 
@@ -48,10 +48,12 @@ class Config:
     temperature: float = 0.07  # tau of InfoNCE; paper: 0.07, swept over 0.03, 0.07, 0.13
     one_way: bool = False  # modality to text alone instead of both directions
     reconstruction_weight: float = 1.0  # of the text reconstruction beside the two InfoNCE
-    batch: int = 64  # clips a step; paper: 32
+    batch: int = 64  # clips that are told apart, over all processes; paper: 32
+    accumulate: int = 1  # batches a step
     steps: int = 600  # paper: 500
     lr: float = 3e-3  # AdamW, peak; paper: 1e-4
     lr_min: float = 1e-6  # end of the cosine; paper: 1e-6
+    clip: float = 0.0  # largest norm of a step's gradient; 0 leaves it as it is
     validate_every: int = 100  # steps
 
     # Output folders
@@ -88,30 +90,35 @@ def main(config: Config) -> None:
     from torch.optim.lr_scheduler import CosineAnnealingLR
     from tqdm import tqdm
 
-    from modules.losses import info_nce, masked_mean, reconstruction, same_caption
+    from modules.losses import info_nce, masked_mean, reconstruction
     from utils import plots
     from utils.checkpoints import save_checkpoint
     from utils.clips import Collate, in_order, training_loader
+    from utils.config import plain
     from utils.datasets import read_splits, read_valor
+    from utils.encoding import encode_clips
     from utils.metrics import recall_at_1
     from utils.mini_world import prepare
+    from utils.processes import start
     from utils.run_log import RunLog
-    from utils.system import build_system, encode_clips, pick_device, plain
+    from utils.system import build_system, models_used, noise
 
+    accelerator = start(config)  # of one process, or of all that `accelerate launch` started
+    is_main = accelerator.is_main_process
     name = config.name or f"align-{config.preset}-tau{config.temperature:g}"
-    print(f"stage 1, token alignment: run {name}", flush=True)
-    device = pick_device()
+    accelerator.print(f"stage 1, token alignment: run {name}", flush=True)
     root = Path(config.data)
     if config.preset == "mini":
-        prepare(root.parent, root.name, config.mini_clips, workers=config.workers)
+        with accelerator.main_process_first():
+            prepare(root.parent, root.name, config.mini_clips, workers=config.workers)
 
-    system = build_system(config, device)
+    system = build_system(config)
     rows, files, _ = read_splits(read_valor, root)
-    clips = encode_clips(system, config, root, rows)
-    collate = Collate(system.tokenizer, config.caption_tokens)
+    clips = encode_clips(system, config, root, rows, accelerator)
 
-    def forward(batch, noise):
+    def forward(system, batch, noise):
         """Three users send their tokens at config.snr_db, the base station restores them."""
+        batch = system.encode(batch)  # in the cache already, or now
         visual = system.receive_visual(batch.visual, config.snr_db, noise)
         audio = system.receive_audio(batch.audio, config.snr_db, noise)
         sent = system.foundation.embed(batch.ids)  # (batch, text tokens, hidden)
@@ -121,8 +128,7 @@ def main(config: Config) -> None:
             "audio": system.audio_tx.features(audio),  # (batch, hidden), class and distillation
             "text": masked_mean(text, batch.mask),  # (batch, hidden)
         }
-        same = same_caption([row.text for row in batch.rows])
-        against_text = (features["text"], config.temperature, same, config.one_way)
+        against_text = (features["text"], config.temperature, batch.text, config.one_way)
         losses = {
             "visual_to_text": info_nce(features["visual"], *against_text),
             "audio_to_text": info_nce(features["audio"], *against_text),
@@ -135,39 +141,54 @@ def main(config: Config) -> None:
     @torch.inference_mode()
     def evaluate(split):
         """Mean losses over a split's whole batches (a short one is easier), all its features."""
-        system.train(False)
-        noise = system.noise(config.seed)
-        done = [forward(b.to(device), noise) for b in in_order(clips[split], collate, config.batch)]
-        system.train(True)
+        model.eval()
+        source, done = noise(config.seed, accelerator), []
+        for batch in held_out[split]:
+            losses, features = model(forward, batch, source)
+            done.append((losses, accelerator.gather_for_metrics(features)))
+        model.train()
         whole = [losses for losses, _ in done[: max(1, len(clips[split]) // config.batch)]]
         means = {k: torch.stack([row[k] for row in whole]).mean().item() for k in whole[0]}
         return means, {k: torch.cat([f[k] for _, f in done]).cpu() for k in done[0][1]}
 
-    optimizer = torch.optim.AdamW(system.trainable(), lr=config.lr)
-    schedule = CosineAnnealingLR(optimizer, config.steps, config.lr_min)
-    loader = training_loader(
-        clips["train"], collate, config.batch, config.steps, config.seed, config.workers
+    collate = Collate(system.tokenizer, config.caption_tokens)
+    model, optimizer, loader, *others = accelerator.prepare(
+        system,
+        torch.optim.AdamW(system.trainable(), lr=config.lr),
+        training_loader(clips["train"], collate, config),
+        *(in_order(clips[s], collate, config.batch, config.workers) for s in ("val", "test")),
     )
-    noise = system.noise(config.seed)
-    log = RunLog(Path(config.out) / name)
+    held_out = dict(zip(("val", "test"), others, strict=True))
+    schedule = CosineAnnealingLR(optimizer.optimizer, config.steps, config.lr_min)
+    log = RunLog(Path(config.out) / name, writes=is_main)
     _, before = evaluate("test")
+    source = noise(config.seed, accelerator)
     validation = []
-    bar = tqdm(loader, f"aligning at {config.snr_db:g} dB", unit="step")
-    for step, batch in enumerate(bar, start=1):
-        losses, _ = forward(batch.to(device), noise)
-        optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        optimizer.step()
-        schedule.step()
+    bar = tqdm(loader, f"aligning at {config.snr_db:g} dB", unit="batch", disable=not is_main)
+    for number, batch in enumerate(bar):
+        step = number // config.accumulate + 1
+        with accelerator.accumulate(model):
+            losses, _ = model(forward, batch, source)
+            accelerator.backward(losses["loss"])
+            if accelerator.sync_gradients and config.clip:
+                accelerator.clip_grad_norm_(system.trainable(), config.clip)
+            optimizer.step()
+            optimizer.zero_grad()
         log.add(step, losses, bar)
-        if step % config.validate_every == 0 or step == config.steps:
-            validation.append((step, evaluate("val")[0]["loss"]))
+        if accelerator.sync_gradients:
+            schedule.step()
+            if step % config.validate_every == 0 or step == config.steps:
+                validation.append((step, evaluate("val")[0]["loss"]))
 
     checkpoint = Path(config.out) / f"{name}.pth"
-    about = {"task": "align", "config": plain(config), "models": system.about, "step": config.steps}
-    save_checkpoint(checkpoint, system.transceivers, None, about)
+    about = {"task": "align", "config": plain(config), "models": models_used(config)}
+    about["step"] = config.steps
+    save_checkpoint(checkpoint, system.transceivers, None, about, writes=is_main)
 
-    held_out, after = evaluate("test")
+    test_loss, after = evaluate("test")
+    accelerator.end_training()
+    if not is_main:
+        return
     texts = [row.text for row in clips["test"].rows]
     retrieval = {
         "audio_to_text_r1": recall_at_1(after["audio"], after["text"], texts),
@@ -195,7 +216,7 @@ def main(config: Config) -> None:
             "config": plain(config),
             "steps": config.steps,
             "loss": log.ends(),
-            "held_out_loss": held_out,
+            "held_out_loss": test_loss,
             "log_batch": math.log(min(config.batch, len(texts))),
             "retrieval": retrieval,
             "annotations": {split: vars(file) for split, file in files.items()},

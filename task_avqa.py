@@ -30,7 +30,7 @@ class Config:
     audio_encoder: str = "checkpoint/mini/ast"  # paper: MIT/ast-finetuned-audioset-10-10-0.4593
     foundation_model: str = "checkpoint/mini/qwen2"  # paper: Qwen/Qwen2.5-1.5B
     dtype: str = "float32"  # of the frozen foundation model; paper preset: bfloat16
-    cache: str = "datasets/cache"  # encoder tokens of every clip, computed once
+    cache: str = "datasets/cache"  # encoder tokens, computed once; on a scratch disk, or none
     encode_batch: int = 64  # clips an encoder call; paper preset: 16
     workers: int = 2  # processes that decode media; paper preset: 8
 
@@ -52,10 +52,14 @@ class Config:
     lora_alpha: float = 16.0  # paper: 16
     lora_dropout: float = 0.1  # paper: 0.1
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # the paper's
-    batch: int = 64  # questions a step; paper: 8
+    batch: int = 64  # questions, over all processes; paper: 8
+    accumulate: int = 1  # batches a step
     steps: int = 600  # paper: 300
     lr: float = 3e-3  # AdamW, peak; paper: 1e-4
     lr_min: float = 1e-6  # end of the cosine
+    clip: float = 0.0  # largest norm of a step's gradient; 0 leaves it as it is
+    gradient_checkpointing: bool = False  # less memory: layers are computed again going backward
+    compile: bool = False  # the language model's layers, by torch.compile
     validate_every: int = 100  # steps
     question_only: bool = True  # also train the blind baseline, as long and from the same start
     answer_tokens: int = 8  # most tokens of a generated answer
@@ -93,51 +97,64 @@ def main(config: Config) -> None:
     from pathlib import Path
 
     import torch
+    from accelerate.utils import set_seed
     from torch.optim.lr_scheduler import CosineAnnealingLR
     from tqdm import tqdm
 
-    from utils.avqa_report import coverage, draw_figures, example_clips, print_accuracies, score
+    from utils.avqa_report import report
     from utils.checkpoints import load_parts, made_with, require, save_checkpoint, sha256
     from utils.clips import Collate, in_order, training_loader
+    from utils.config import plain
     from utils.datasets import read_music_avqa, read_splits
-    from utils.metrics import accuracy_report, majority_answers, majority_right
+    from utils.encoding import encode_clips
     from utils.mini_world import prepare
+    from utils.processes import start
     from utils.run_log import RunLog
-    from utils.system import build_system, encode_clips, pick_device, plain
+    from utils.system import build_system, models_used, noise
 
+    accelerator = start(config)  # of one process, or of all that `accelerate launch` started
+    is_main = accelerator.is_main_process
     name = config.name or f"avqa-{config.preset}"
-    print(f"stage 2, question answering: run {name}", flush=True)
-    device = pick_device()
+    accelerator.print(f"stage 2, question answering: run {name}", flush=True)
     root = Path(config.data)
     if config.init != "none":
         require(config.init, f"python task_align.py --preset {config.preset}")
     if config.preset == "mini":
-        prepare(root.parent, root.name, config.mini_clips, workers=config.workers)
-
+        with accelerator.main_process_first():
+            prepare(root.parent, root.name, config.mini_clips, workers=config.workers)
     rows, files, total = read_splits(read_music_avqa, root)
 
-    def start():
+    def begin():
         """The system as stage 1 left it, with fresh LoRA weights."""
-        system = build_system(config, device)
+        system = build_system(config)
         if config.init != "none":
             load_parts(config.init, system.transceivers)
         system.foundation.add_lora(
             config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets
         )
-        system.foundation.to(device)
+        if config.gradient_checkpointing:
+            system.foundation.save_memory()
+        if config.compile:
+            system.foundation.compile()
         return system
 
-    system = start()
-    clips = encode_clips(system, config, root, rows)
+    system = begin()
+    clips = encode_clips(system, config, root, rows, accelerator)
     collate = Collate(system.tokenizer)
+    held_out = {
+        s: accelerator.prepare(in_order(clips[s], collate, config.test_batch, config.workers))
+        for s in ("val", "test")
+    }
 
     def receive(system, batch, snr_db, noise, blind):
         """Three users send picture, sound and question at snr_db; what the base station reads."""
+        batch = system.encode(batch)  # in the cache already, or now
+        seen, heard = batch.visual, batch.audio
         if blind:  # the question-only baseline: noise of the same power in place of the clip
-            batch.visual = torch.randn(batch.visual.shape, generator=noise, device=device)
-            batch.audio = torch.randn(batch.audio.shape, generator=noise, device=device)
-        visual = system.receive_visual(batch.visual, snr_db, noise)
-        audio = system.receive_audio(batch.audio, snr_db, noise)
+            seen = torch.randn(seen.shape, generator=noise, device=seen.device)
+            heard = torch.randn(heard.shape, generator=noise, device=heard.device)
+        visual = system.receive_visual(seen, snr_db, noise)
+        audio = system.receive_audio(heard, snr_db, noise)
         media = torch.cat([visual, audio], dim=1)  # (batch, 1 + visual + 2 + audio, hidden)
         sent = system.foundation.embed(batch.ids)  # (batch, question tokens, hidden)
         question = system.receive_text(sent, batch.mask, snr_db, noise)
@@ -149,113 +166,101 @@ def main(config: Config) -> None:
             media, question, batch.mask, batch.answer_ids, batch.answer_mask
         )
 
+    def answers(system, batch, snr_db, noise, blind):
+        media, question = receive(system, batch, snr_db, noise, blind)
+        end = system.tokenizer.eos_token_id
+        ids = system.foundation.generate(media, question, batch.mask, end, config.answer_tokens)
+        return system.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
     @torch.inference_mode()
-    def validation_loss(system, blind):
-        system.train(False)
-        noise = system.noise(config.seed)
-        batches = in_order(clips["val"], collate, config.test_batch)
-        sums = torch.zeros(2)
-        for batch in batches:
-            count = batch.answer_mask.sum()
-            loss = answer_loss(system, batch.to(device), noise, blind).cpu()
-            sums += torch.stack([loss * count, count])
-        system.train(True)
-        return (sums[0] / sums[1]).item()
+    def validation_loss(model, blind):
+        source, losses, tokens = noise(config.seed, accelerator), [], []
+        model.eval()
+        for batch in held_out["val"]:
+            losses.append(model(answer_loss, batch, source, blind))
+            tokens.append(accelerator.reduce(batch.answer_mask.sum()))
+        model.train()
+        losses, tokens = torch.stack(losses), torch.stack(tokens)
+        return ((losses * tokens).sum() / tokens.sum()).item()
 
     def train(system, log, blind):
         """Fine-tune projections, receivers and LoRA on the answer tokens."""
-        optimizer = torch.optim.AdamW(system.trainable(), lr=config.lr)
-        schedule = CosineAnnealingLR(optimizer, config.steps, config.lr_min)
-        noise = system.noise(config.seed)
-        loader = training_loader(
-            clips["train"], collate, config.batch, config.steps, config.seed, config.workers
+        model, optimizer, loader = accelerator.prepare(
+            system,
+            torch.optim.AdamW(system.trainable(), lr=config.lr),
+            training_loader(clips["train"], collate, config, by_length=True),
         )
-        validation = []
+        schedule = CosineAnnealingLR(optimizer.optimizer, config.steps, config.lr_min)
+        source, validation = noise(config.seed, accelerator), []
+        set_seed(config.seed, device_specific=True)  # of LoRA's dropout
         label = "question-only baseline" if blind else f"fine-tuning at {config.snr_db:g} dB"
-        bar = tqdm(loader, label, unit="step")
-        system.train(True)
-        for step, batch in enumerate(bar, start=1):
-            loss = answer_loss(system, batch.to(device), noise, blind)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+        bar = tqdm(loader, label, unit="batch", disable=not is_main)
+        model.train()
+        for number, batch in enumerate(bar):
+            step = number // config.accumulate + 1
+            with accelerator.accumulate(model):
+                loss = model(answer_loss, batch, source, blind)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and config.clip:
+                    accelerator.clip_grad_norm_(system.trainable(), config.clip)
+                optimizer.step()
+                optimizer.zero_grad()
             log.add(step, {"loss": loss}, bar)
-            if step % config.validate_every == 0 or step == config.steps:
-                validation.append((step, validation_loss(system, blind)))
+            if accelerator.sync_gradients:
+                schedule.step()
+                if step % config.validate_every == 0 or step == config.steps:
+                    validation.append((step, validation_loss(model, blind)))
         log.read()
-        return validation
+        return model, validation
 
     @torch.inference_mode()
-    def predict(system, snr_db, blind=False):
+    def predict(model, snr_db, blind=False):
         """The test questions' answers, generated from what arrives at snr_db."""
-        system.train(False)
-        noise = system.noise(config.seed)
-        answers = []
-        batches = in_order(clips["test"], collate, config.test_batch)
-        for batch in tqdm(batches, f"testing at {snr_db:g} dB", unit="batch", leave=False):
-            media, question = receive(system, batch.to(device), snr_db, noise, blind)
-            end = system.tokenizer.eos_token_id
-            mask = batch.mask.to(device)
-            ids = system.foundation.generate(media, question, mask, end, config.answer_tokens)
-            answers += system.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return answers
+        source, said = noise(config.seed, accelerator), []
+        label = f"testing at {snr_db:g} dB"
+        model.eval()
+        for batch in tqdm(held_out["test"], label, unit="batch", leave=False, disable=not is_main):
+            part = model(answers, batch, snr_db, source, blind)
+            said += accelerator.gather_for_metrics(part, use_gather_object=True)
+        return said
 
-    def lora(system):
-        return system.foundation.language_model if config.lora_rank else None
-
-    log = RunLog(Path(config.out) / name)
-    validation = train(system, log, blind=False)
-    about = {"task": "avqa", "config": plain(config), "models": system.about, "step": config.steps}
-    about["init_sha256"] = sha256(config.init)
+    log = RunLog(Path(config.out) / name, writes=is_main)
+    model, validation = train(system, log, blind=False)
+    about = {"task": "avqa", "config": plain(config), "models": models_used(config)}
+    about |= {"step": config.steps, "init_sha256": sha256(config.init)}
     checkpoint = Path(config.out) / f"{name}.pth"
-    save_checkpoint(checkpoint, system.transceivers, lora(system), about)
+    save_checkpoint(checkpoint, system.transceivers, system.lora, about, writes=is_main)
     blind = None
     if config.question_only:
-        blind = start()
+        other = begin()
+        if config.cache != "none":
+            other.release_encoders()
         kept = Path(config.out) / f"{name}-question-only.pth"
         if made_with(kept, about):  # the same baseline stands from an earlier run
-            load_parts(kept, blind.transceivers, lora(blind))
+            load_parts(kept, other.transceivers, other.lora)
+            blind = accelerator.prepare(other)
         else:
-            train(blind, RunLog(kept.with_suffix("")), blind=True)
-            save_checkpoint(kept, blind.transceivers, lora(blind), about)
+            baseline_log = RunLog(kept.with_suffix(""), writes=is_main)
+            blind, _ = train(other, baseline_log, blind=True)
+            save_checkpoint(kept, other.transceivers, other.lora, about, writes=is_main)
 
     # The test split is read here, once, after every choice was made.
-    questions = clips["test"].rows
-    predictions = {snr: predict(system, snr) for snr in {*config.test_snr_db, config.snr_db}}
-    accuracy = score(predictions[config.snr_db], questions)
-    majority = majority_answers(clips["train"].rows)
-    baselines = {"majority": accuracy_report(questions, majority_right(majority, questions))}
-    if blind is not None:
-        baselines["question_only"] = score(predict(blind, config.snr_db, blind=True), questions)
-    by_snr = {f"{s:g}": score(predictions[s], questions)["overall"] for s in sorted(predictions)}
-
-    print_accuracies(accuracy, baselines, by_snr)
-    figures = draw_figures(
+    levels = sorted({*config.test_snr_db, config.snr_db})
+    predictions = {snr: predict(model, snr) for snr in levels}
+    blind_answers = predict(blind, config.snr_db, blind=True) if blind is not None else None
+    accelerator.end_training()
+    if not is_main:
+        return
+    report(
+        log,
+        config,
         f"{config.figures}/{name}",
-        losses=(log.rows, validation),
-        accuracies=(accuracy, baselines, by_snr),
-        examples=example_clips(root, questions, predictions[config.snr_db]),
-        snr_db=config.snr_db,
+        questions={split: part.rows for split, part in clips.items()},
+        answers=(predictions, blind_answers),
+        validation=validation,
+        files=files,
+        total=total,
     )
-    log.finish(
-        {
-            "task": "avqa",
-            "preset": config.preset,
-            "config": plain(config),
-            "steps": config.steps,
-            "loss": log.ends(),
-            "validation_loss": validation,
-            "accuracy": accuracy,
-            "baselines": {k: report["overall"] for k, report in baselines.items()},
-            "baselines_by_type": {k: report["by_type"] for k, report in baselines.items()},
-            "accuracy_by_snr": by_snr,
-            "annotations": {split: vars(file) for split, file in files.items()},
-            "questions": coverage(total, {split: len(part) for split, part in clips.items()}),
-            "figures": figures,
-        }
-    )
-    print("look at:", checkpoint, f"{config.out}/{name}.json", *figures, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,9 @@ class Channel(nn.Module):
         real_tokens = length if mask is None else mask.sum(dim=1)[:, None, None]
         energy = symbols.abs().square().sum(dim=(1, 2), keepdim=True)  # (batch, 1, 1)
         power = energy / (real_tokens * (hidden // 2) + (real_tokens == 0))  # mean over symbols
-        snr = 10 ** (torch.as_tensor(snr_db, device=tokens.device, dtype=torch.float32) / 10)
+        if not isinstance(snr_db, Tensor):  # filled in on the device, which no copy has to reach
+            snr_db = torch.full((1,), snr_db, device=tokens.device)
+        snr = 10 ** (snr_db.to(tokens.device).float() / 10)
         snr = snr.reshape(-1, 1, 1)
 
         # Two roots, and not of 0, so that gradients stay finite at +inf dB and in empty clips.

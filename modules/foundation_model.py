@@ -5,7 +5,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from modules.losses import ratio
+
 PROMPT = "Question: {question} Answer:"
+IGNORED = -100  # a target that costs nothing
 
 
 class FoundationModel(nn.Module):
@@ -41,11 +44,33 @@ class FoundationModel(nn.Module):
             self.language_model.get_input_embeddings().weight.float().square().mean().sqrt().item()
         )
 
-    def hidden_states(self, embeddings: Tensor, **kwargs) -> Tensor:
-        """The decoder's last hidden states, (batch, tokens, hidden); no vocabulary head."""
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model without its vocabulary head."""
         model = self.language_model
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return model.model(inputs_embeds=embeddings, use_cache=False, **kwargs).last_hidden_state
+        return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+
+    def save_memory(self) -> None:
+        """Keep no activations inside a layer: the backward pass computes them again."""
+        self.language_model.activation_checkpointing_enable({"use_reentrant": False})
+
+    def compile(self) -> None:
+        """Compile the decoder's layers by torch.compile, one after the other as they are alike."""
+        for layer in self.decoder.layers:
+            layer.compile(dynamic=True)
+
+    def hidden_states(self, embeddings: Tensor) -> Tensor:
+        """The decoder's last hidden states, (batch, tokens, hidden); no vocabulary head.
+
+        Attention is causal and sees every earlier position, so padding must come last.
+        """
+        # No mask for each kind of layer: scaled-dot-product attention then runs its causal
+        # kernel, and the library does not look into the tensors to make one, for which the host
+        # would have to wait.
+        no_mask = dict.fromkeys(self.decoder.config.layer_types)
+        return self.decoder(
+            inputs_embeds=embeddings, attention_mask=no_mask, use_cache=False
+        ).last_hidden_state
 
     def answer_loss(
         self,
@@ -55,7 +80,8 @@ class FoundationModel(nn.Module):
         answer_ids: Tensor,
         answer_mask: Tensor,
     ) -> Tensor:
-        """Cross-entropy of the answer and its end-of-text token, in nats a token.
+        """Cross-entropy of the answers and their end-of-text tokens, in nats a token, over the
+        batch of all processes.
 
         Args:
             media: (batch, media tokens, hidden), the received visual and audio tokens.
@@ -64,7 +90,7 @@ class FoundationModel(nn.Module):
             answer_ids: (batch, answer tokens), the end-of-text token last, padded on the right.
             answer_mask: (batch, answer tokens), True at real tokens.
 
-        Logits are computed where an answer token is predicted and nowhere else.
+        Logits are computed at the answers' positions and nowhere else.
         """
         answer = self.embed(answer_ids)  # in the dtype that the model reads
         tokens = torch.cat([media.to(answer.dtype), question.to(answer.dtype), answer], dim=1)
@@ -82,8 +108,13 @@ class FoundationModel(nn.Module):
         position = first + torch.arange(answer_ids.shape[1], device=first.device)
         position = position.clamp(max=tokens.shape[1] - 1)
         states = states.gather(1, position[..., None].expand(-1, -1, states.shape[-1]))
-        logits = self.language_model.get_output_embeddings()(states[answer_mask])  # (real, vocab)
-        return cross_entropy(logits.float(), answer_ids[answer_mask])
+        logits = self.language_model.get_output_embeddings()(states)  # (batch, answer, vocab)
+        # Padding of the answers is ignored, not cut out: its number is known to the device alone.
+        target = answer_ids.masked_fill(~answer_mask, IGNORED)
+        loss = cross_entropy(
+            logits.flatten(0, 1).float(), target.flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return ratio(loss, answer_mask.sum())
 
     @torch.inference_mode()
     def generate(

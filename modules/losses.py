@@ -1,22 +1,36 @@
-"""The losses of stage 1. Source: arXiv 2505.07841, cross-modal alignment."""
+"""The losses of stage 1. Source: arXiv 2505.07841, cross-modal alignment.
+
+With several processes each loss is that of the batch of all processes, with the gradients that one
+process would give: features, or the sums that a mean is made of, are gathered here and nowhere
+else. DDP then averages the gradients of all processes, each of which saw the whole loss.
+"""
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
+from torch.distributed._functional_collectives import all_gather_single
 from torch.nn.functional import cross_entropy, normalize
 
 
-def same_caption(captions: list[str]) -> Tensor:
-    """(batch, batch), True where two clips of the batch have the same caption."""
-    number = {caption: i for i, caption in enumerate(dict.fromkeys(captions))}
-    ids = torch.tensor([number[caption] for caption in captions])
-    return ids[:, None] == ids[None, :]
+def gather(rows: Tensor) -> Tensor:
+    """The rows of all processes, (processes x rows, ...), with gradients to each; every process
+    must bring as many. With one process, `rows` itself."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return rows
+    return all_gather_single(rows, gather_dim=0, group=dist.group.WORLD)
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Numerator over denominator, each a number that is summed over all processes first."""
+    above, below = gather(torch.stack([numerator.float(), denominator.float()])[None]).sum(dim=0)
+    return above / below
 
 
 def info_nce(
     modality: Tensor,
     text: Tensor,
     temperature: float,
-    same: Tensor | None = None,
+    captions: Tensor | None = None,
     one_way: bool = False,
 ) -> Tensor:
     """InfoNCE between clips and their captions, in log-sum-exp form (van den Oord et al., 2018).
@@ -25,20 +39,20 @@ def info_nce(
         modality: (batch, hidden), visual or audio features; row i belongs to caption i.
         text: (batch, hidden), caption features.
         temperature: tau, above 0.
-        same: (batch, batch), True where captions are equal; such clips are not each other's
-            negatives.
+        captions: (batch,), a number for each caption's text; clips of equal captions are not each
+            other's negatives.
         one_way: from modality to text alone, instead of the mean of both directions.
 
     Returns:
-        The mean loss over the batch, in nats; log(batch) is chance.
+        The mean loss over the batch of all processes, in nats; log(batch) is chance.
     """
+    modality, text = gather(modality), gather(text)
     logits = normalize(modality.float(), dim=-1) @ normalize(text.float(), dim=-1).T / temperature
     target = torch.arange(len(logits), device=logits.device)
-    if same is not None:
-        others = same.to(logits.device) & ~torch.eye(
-            len(logits), dtype=torch.bool, device=logits.device
-        )
-        logits = logits.masked_fill(others, float("-inf"))
+    if captions is not None:
+        captions = gather(captions)
+        same = (captions[:, None] == captions).fill_diagonal_(False)
+        logits = logits.masked_fill(same, float("-inf"))
     loss = cross_entropy(logits, target)
     return loss if one_way else (loss + cross_entropy(logits.T, target)) / 2
 
@@ -55,7 +69,7 @@ def reconstruction(received: Tensor, sent: Tensor, mask: Tensor) -> Tensor:
     """
     weight = mask[..., None].float()
     error = ((received.float() - sent.float()).square() * weight).sum()
-    return error / ((sent.float().square() * weight).sum() + 1e-12)
+    return ratio(error, (sent.float().square() * weight).sum() + 1e-12)
 
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:

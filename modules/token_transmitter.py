@@ -35,7 +35,8 @@ class TokenTransmitter(nn.Module):
 
     def train(self, mode: bool = True) -> "TokenTransmitter":
         super().train(mode)
-        self.encoder.eval()  # a frozen encoder draws no dropout
+        if self.encoder is not None:  # gone once every clip is cached
+            self.encoder.eval()  # a frozen encoder draws no dropout
         return self
 
     @torch.no_grad()  # not inference_mode: `forward` trains on what this gives
@@ -47,8 +48,13 @@ class TokenTransmitter(nn.Module):
                 (windows, time, mel) with a clip's consecutive windows one after the other.
             windows: how many rows of `inputs` each clip has; None for one a clip. The windows'
                 patch tokens are joined and their special tokens averaged before compression.
+
+        On an accelerator that has bfloat16 the encoder computes in it.
         """
-        tokens = self.encoder(inputs).last_hidden_state  # (rows, special + patches, width)
+        half = inputs.is_cuda and torch.cuda.is_bf16_supported()
+        with torch.autocast("cuda", torch.bfloat16, enabled=half):
+            tokens = self.encoder(inputs).last_hidden_state  # (rows, special + patches, width)
+        tokens = tokens.float()
         if windows is None or max(windows) == 1:
             return compress(tokens, self.length, self.special, self.compression)
         clips = []

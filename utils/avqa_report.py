@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from utils import plots
-from utils.datasets import Question, frames_path, wav_path
+from utils.config import plain
+from utils.datasets import AnnotationFile, Question, frames_path, wav_path
 from utils.media import read_frames, read_wav
-from utils.metrics import accuracy_report, is_right
+from utils.metrics import accuracy_report, is_right, majority_answers, majority_right
+from utils.run_log import RunLog
 
 
 def score(predictions: Sequence[str], questions: Sequence[Question]) -> dict:
@@ -71,3 +74,60 @@ def draw_figures(
         plots.accuracy_by_snr({"model": by_snr}, snr_db, Path(f"{stem}-snr.png")),
         plots.examples(examples, Path(f"{stem}-examples.png")),
     ]
+
+
+def report(
+    log: RunLog,
+    config: Any,
+    stem: str,
+    questions: dict[str, list[Question]],
+    answers: tuple[dict[float, list[str]], list[str] | None],
+    validation: list[tuple[int, float]],
+    files: dict[str, AnnotationFile],
+    total: dict[str, int],
+) -> None:
+    """Score the test split beside its baselines, print, draw, and write R.json.
+
+    Args:
+        log: of the training run.
+        config: the run's hyperparameters.
+        stem: of the figures' paths.
+        questions: of each split, those that have media.
+        answers: to the test questions at each SNR, and the question-only baseline's.
+        validation: (step, loss).
+        files, total: each split's annotation file and number of questions.
+    """
+    asked, (predictions, blind) = questions["test"], answers
+    said = predictions[config.snr_db]
+    accuracy = score(said, asked)
+    majority = majority_right(majority_answers(questions["train"]), asked)
+    baselines = {"majority": accuracy_report(asked, majority)}
+    if blind is not None:
+        baselines["question_only"] = score(blind, asked)
+    by_snr = {f"{snr:g}": score(part, asked)["overall"] for snr, part in predictions.items()}
+    print_accuracies(accuracy, baselines, by_snr)
+    figures = draw_figures(
+        stem,
+        losses=(log.rows, validation),
+        accuracies=(accuracy, baselines, by_snr),
+        examples=example_clips(Path(config.data), asked, said),
+        snr_db=config.snr_db,
+    )
+    log.finish(
+        {
+            "task": "avqa",
+            "preset": config.preset,
+            "config": plain(config),
+            "steps": config.steps,
+            "loss": log.ends(),
+            "validation_loss": validation,
+            "accuracy": accuracy,
+            "baselines": {k: each["overall"] for k, each in baselines.items()},
+            "baselines_by_type": {k: each["by_type"] for k, each in baselines.items()},
+            "accuracy_by_snr": by_snr,
+            "annotations": {split: vars(file) for split, file in files.items()},
+            "questions": coverage(total, {split: len(part) for split, part in questions.items()}),
+            "figures": figures,
+        }
+    )
+    print("look at:", f"{log.stem}.pth", f"{log.stem}.json", *figures, sep="\n  ")

@@ -15,17 +15,33 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used, in one line: the file, what is wrong, what to do."""
 
 
+def whole(weight: torch.Tensor) -> torch.Tensor:
+    """A weight on the host, put together from its shards (FSDP) if there are any."""
+    return (weight.full_tensor() if hasattr(weight, "full_tensor") else weight).cpu()
+
+
 def trained_state(module: nn.Module) -> dict:
     """The weights of a transmitter or receiver without its frozen encoder."""
     state = module.state_dict()
-    return {k: v.cpu() for k, v in state.items() if not k.startswith("encoder.")}
+    return {k: whole(v) for k, v in state.items() if not k.startswith("encoder.")}
 
 
-def save_checkpoint(path: Path, parts: dict[str, nn.Module], lora: nn.Module | None, about: dict):
-    """Write the parts by name, the LoRA weights of `lora` if given, and plain facts about them."""
+def save_checkpoint(
+    path: Path,
+    parts: dict[str, nn.Module],
+    lora: nn.Module | None,
+    about: dict,
+    writes: bool = True,
+) -> None:
+    """Write the parts by name, the LoRA weights of `lora` if given, and plain facts about them.
+
+    Every process must call this, as weights may be spread over them; one of them `writes`.
+    """
     content = {name: trained_state(part) for name, part in parts.items()}
     if lora is not None:
-        content["lora"] = {k: v.cpu() for k, v in get_peft_model_state_dict(lora).items()}
+        content["lora"] = {k: whole(v) for k, v in get_peft_model_state_dict(lora).items()}
+    if not writes:
+        return
     buffer = io.BytesIO()
     torch.save({**content, "about": about}, buffer)
     path.parent.mkdir(parents=True, exist_ok=True)

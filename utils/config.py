@@ -1,5 +1,6 @@
 """Hyperparameters: the dataclass at the top of a script, its presets, and a flag for each field."""
 
+import json
 import sys
 import warnings
 from collections.abc import Callable
@@ -8,10 +9,6 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 from transformers.utils import logging
-
-from utils.checkpoints import CheckpointError
-from utils.datasets import DataError
-from utils.media import MediaError
 
 
 def fail(message: object, status: int = 1) -> NoReturn:
@@ -38,6 +35,11 @@ def parse_config(presets: dict[str, Any], default: str, doc: str | None) -> Any:
     return config
 
 
+def plain(config: Any) -> dict:
+    """A config as JSON can hold it."""
+    return json.loads(json.dumps(vars(config), default=str))
+
+
 def run(main: Callable, presets: dict[str, Any], default: str, doc: str | None) -> None:
     """Run a task script; what a user can cause ends in one line instead of a traceback."""
     config = parse_config(presets, default, doc)
@@ -46,7 +48,7 @@ def run(main: Callable, presets: dict[str, Any], default: str, doc: str | None) 
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
     try:
         main(config)
-    except (CheckpointError, DataError, MediaError, FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:  # of data, media and checkpoints as well
         fail(error)
     except OSError as error:  # a full disk, a folder that may not be written
         fail(f"{error.filename or 'output'}: {error.strerror or error}")

@@ -1,14 +1,19 @@
 """The feature cache: what the frozen encoders say of a clip is computed once and kept on disk.
 
-A clip's file holds its compressed encoder tokens in half precision. The folder's name is a hash of
-all that shapes them (encoder weights, frame count, compression, length), the file names the media
-it was made from, so that a changed encoder, setting or clip never reads stale tokens.
+A clip's file holds its compressed encoder tokens in half precision, the special tokens that are its
+features first. The folder's name is a hash of all that shapes them (encoder weights and
+configuration, frame count, compression, length), the file names the media it was made from, so that
+a changed encoder, setting or clip never reads stale tokens.
 """
 
 import hashlib
 import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -71,23 +76,6 @@ def read_tokens(path: Path, stamp: str | None) -> Tensor | None:
     return None
 
 
-@dataclass
-class Inputs(Dataset):
-    """Reads clips as an encoder wants them; a bad clip gives its reason instead."""
-
-    paths: list[Path]
-    read: object  # path -> (rows, ...) float32
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> tuple[int, Tensor | str]:
-        try:
-            return i, self.read(self.paths[i])
-        except (MediaError, OSError) as error:
-            return i, " ".join(str(error).split())
-
-
 @dataclass(frozen=True)
 class Reader:
     """Turns a clip's media into encoder inputs (rows, ...); picklable, for loader workers."""
@@ -101,58 +89,164 @@ class Reader:
             return audio_input(self.processor, path)
         return video_input(self.processor, path, self.config)[None]
 
+    def path(self, root: str | Path, video_id: str) -> Path:
+        """Where a clip's media of this kind lies."""
+        return (wav_path if self.kind == "audio" else frames_path)(root, video_id)
+
+
+class Job(NamedTuple):
+    """A clip to encode."""
+
+    video_id: str
+    path: Path
+    stamp: str
+
+
+def missing(
+    reader: Reader, folder: Path, root: str | Path, video_ids: list[str]
+) -> tuple[list[Job], dict[str, str]]:
+    """The clips whose tokens are not cached yet, and the bad ones with their reasons."""
+    todo, bad = [], {}
+    for video_id in dict.fromkeys(video_ids):
+        path = reader.path(root, video_id)
+        try:
+            stamp = media_stamp(path)
+        except (MediaError, OSError) as error:
+            bad[video_id] = " ".join(str(error).split())
+            continue
+        if read_tokens(folder / f"{video_id}.safetensors", stamp) is None:
+            todo.append(Job(video_id, path, stamp))
+    return todo, bad
+
+
+def packed(tokens: Tensor, stamp: str) -> bytes:
+    """A clip's file."""
+    return save({"tokens": tokens.half().contiguous()}, metadata={"media": stamp})
+
+
+def clip_bytes(tx: TokenTransmitter, block: int = 4096) -> int:
+    """Bytes on disk of the file of a clip of one window, in whole blocks of the file system."""
+    patches = tx.encoder.embeddings.position_embeddings.shape[1] - tx.special
+    tokens = torch.zeros(tx.special + min(tx.length, patches), tx.encoder.config.hidden_size)
+    return -(-len(packed(tokens, 16 * "0")) // block) * block
+
+
+def check_space(folder: Path, needed: int) -> str:
+    """What the cache will take and what is free, to be read before it starts.
+
+    Raises:
+        OSError: when it does not fit.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    sizes = f"{needed / 1e9:.2f} GB in {folder}, where {free / 1e9:.1f} GB are free"
+    if needed > free:
+        raise OSError(f"the cache takes {sizes}; name a larger disk by --cache, or --cache none")
+    return sizes
+
+
+@dataclass
+class Inputs(Dataset):
+    """Reads clips as an encoder wants them; a bad clip gives its reason instead."""
+
+    paths: list[Path]
+    read: Reader
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[int, Tensor | str]:
+        try:
+            return i, self.read(self.paths[i])
+        except (MediaError, OSError) as error:
+            return i, " ".join(str(error).split())
+
+
+def join_inputs(
+    items: list[tuple[int, Tensor | str]],
+) -> tuple[Tensor | None, list[tuple[int, int]], list[tuple[int, str]]]:
+    """A batch's inputs, the number and rows of each good clip, the number and reason of each bad
+    one. Done in the workers, so that what they hand over can be pinned as it is."""
+    good = [(i, x) for i, x in items if not isinstance(x, str)]
+    bad = [(i, x) for i, x in items if isinstance(x, str)]
+    inputs = torch.cat([x for _, x in good]) if good else None
+    return inputs, [(i, len(x)) for i, x in good], bad
+
+
+def loading(workers: int) -> dict:
+    """How loaders work: in processes that hold no accelerator and none of this process's threads,
+    forked from one that has imported what they need, once."""
+    if workers:
+        get_context("forkserver").set_forkserver_preload(["utils.clips"])
+    return {
+        "num_workers": workers,
+        "pin_memory": torch.cuda.is_available(),
+        "multiprocessing_context": "forkserver" if workers else None,
+    }
+
+
+def media_batches(reader: Reader, paths: list[Path], batch: int, workers: int) -> DataLoader:
+    """Clips as `join_inputs` gives them, read in workers that hold no accelerator."""
+    return DataLoader(
+        Inputs(paths, reader), batch_size=batch, collate_fn=join_inputs, **loading(workers)
+    )
+
+
+def unreadable(
+    reader: Reader,
+    root: str | Path,
+    video_ids: list[str],
+    batch: int,
+    workers: int,
+    quiet: bool = False,
+) -> dict[str, str]:
+    """The clips that cannot be read, with their reasons: the check of a run without a cache."""
+    paths = [reader.path(root, video_id) for video_id in video_ids]
+    loader = media_batches(reader, paths, batch, workers)
+    bar = tqdm(loader, f"checking {reader.kind}", unit="batch", disable=quiet)
+    return {video_ids[i]: reason for _, _, bad in bar for i, reason in bad}
+
 
 @torch.inference_mode()
 def cache_tokens(
     tx: TokenTransmitter,
     reader: Reader,
     folder: Path,
-    root: str | Path,
-    video_ids: list[str],
+    todo: list[Job],
     device: torch.device,
     batch: int = 32,
     workers: int = 2,
+    quiet: bool = False,
 ) -> dict[str, str]:
-    """Encode the clips whose tokens are not cached yet; returns the bad clips with their reasons.
+    """Encode clips and keep their tokens; returns the bad clips with their reasons.
 
-    Clips are read in loader workers and encoded in batches, and each is kept as soon as it is
-    done, so that an interrupted run goes on where it stopped.
+    Clips are read in loader workers, encoded in batches and written by a thread beside, each as
+    soon as it is done, so that an interrupted run goes on where it stopped.
     """
-    media = wav_path if reader.kind == "audio" else frames_path
-    todo, bad = [], {}
-    for video_id in dict.fromkeys(video_ids):
-        try:
-            stamp = media_stamp(media(root, video_id))
-            if read_tokens(folder / f"{video_id}.safetensors", stamp) is None:
-                todo.append((video_id, media(root, video_id), stamp))
-        except (MediaError, OSError) as error:
-            bad[video_id] = " ".join(str(error).split())
+    bad: dict[str, str] = {}
     if not todo:
         return bad
     folder.mkdir(parents=True, exist_ok=True)
-    encoder = tx.encoder.to(device)
-    loader = DataLoader(
-        Inputs([path for _, path, _ in todo], reader),
-        batch_size=batch,
-        num_workers=workers,
-        collate_fn=list,
-        pin_memory=device.type == "cuda",
-        # Workers hold no accelerator and start clean of this process's threads.
-        multiprocessing_context="spawn" if workers else None,
+    tx.encoder.to(device)
+
+    def keep(jobs: list[Job], tokens: Tensor) -> None:
+        for job, clip in zip(jobs, tokens, strict=True):
+            write_whole(folder / f"{job.video_id}.safetensors", packed(clip, job.stamp))
+
+    name = type(tx.encoder).__name__.removesuffix("Model")
+    bar = tqdm(
+        total=len(todo), desc=f"encoding {reader.kind} by {name}", unit="clip", disable=quiet
     )
-    name = type(encoder).__name__.removesuffix("Model")
-    with tqdm(total=len(todo), desc=f"encoding {reader.kind} by {name}", unit="clip") as bar:
-        for rows in loader:
-            bar.update(len(rows))
-            bad |= {todo[i][0]: x for i, x in rows if isinstance(x, str)}
-            good = [(i, x) for i, x in rows if not isinstance(x, str)]
-            if not good:
-                continue
-            inputs = torch.cat([x for _, x in good]).to(device, non_blocking=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                tokens = tx.encode(inputs, [len(x) for _, x in good])
-            for (i, _), clip in zip(good, tokens.half().cpu(), strict=True):
-                video_id, _, stamp = todo[i]
-                content = save({"tokens": clip.contiguous()}, metadata={"media": stamp})
-                write_whole(folder / f"{video_id}.safetensors", content)
+    with bar, ThreadPoolExecutor(1) as disk:
+        writing = None
+        for inputs, good, failed in media_batches(reader, [j.path for j in todo], batch, workers):
+            bad |= {todo[i].video_id: reason for i, reason in failed}
+            if inputs is not None:
+                tokens = tx.encode(inputs.to(device, non_blocking=True), [rows for _, rows in good])
+                if writing is not None:
+                    writing.result()  # a full disk shows here
+                writing = disk.submit(keep, [todo[i] for i, _ in good], tokens.half().cpu())
+            bar.update(len(good) + len(failed))
+        if writing is not None:
+            writing.result()
     return bad

@@ -60,7 +60,9 @@ def load_language_model(
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The causal language model and its tokenizer; its end-of-text token also pads."""
     folder = check_folder(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, use_safetensors=True, dtype=dtype, attn_implementation="sdpa"
+    )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer

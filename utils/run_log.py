@@ -17,30 +17,39 @@ from utils.files import write_whole
 
 
 class RunLog:
-    """Collects losses without stopping the device: they are read every `every` steps at once."""
+    """Collects losses without stopping the device: they are read every `every` steps at once.
 
-    def __init__(self, stem: Path, every: int = 20):
-        self.stem, self.every = stem, every
+    One process `writes`; the others' logs only do what keeps them in step.
+    """
+
+    def __init__(self, stem: Path, every: int = 20, writes: bool = True):
+        self.stem, self.every, self.writes = stem, every, writes
         self.rows: list[dict[str, float]] = []
         self.waiting: list[tuple[int, dict[str, Tensor]]] = []
         self.began = time.time()
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        self.events = SummaryWriter(str(stem))
+        if writes:
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            self.events = SummaryWriter(str(stem))
 
     def add(self, step: int, values: dict[str, Tensor], bar: tqdm | None = None) -> None:
-        self.waiting.append((step, {k: v.detach() for k, v in values.items()}))
-        if len(self.waiting) >= self.every:
+        """Losses of a step; of the batches that one step accumulates, their mean is kept."""
+        if self.waiting and step - self.waiting[0][0] >= self.every:
             self.read()
-            if bar is not None:
+            if bar is not None and self.rows:
                 bar.set_postfix(loss=f"{self.rows[-1]['loss']:.3f}", refresh=False)
+        self.waiting.append((step, {k: v.detach() for k, v in values.items()}))
 
     def read(self) -> None:
         """Bring the waiting values to the host."""
-        if not self.waiting:
+        if not self.waiting or not self.writes:
+            self.waiting.clear()
             return
         numbers = torch.stack([v.float() for _, row in self.waiting for v in row.values()]).tolist()
+        steps: dict[int, list[dict[str, float]]] = {}
         for step, row in self.waiting:
-            values = {k: numbers.pop(0) for k in row}
+            steps.setdefault(step, []).append({k: numbers.pop(0) for k in row})
+        for step, parts in steps.items():
+            values = {k: sum(part[k] for part in parts) / len(parts) for k in parts[0]}
             self.rows.append({"step": step, **values})
             for k, v in values.items():
                 self.events.add_scalar(k, v, step)

@@ -105,10 +105,7 @@ def trace(
         asked = foundation.embed(torch.empty(avqa.batch, question, dtype=torch.long))
         said = foundation.embed(torch.empty(avqa.batch, answer, dtype=torch.long))
         sequence = torch.cat([both, asked, said], dim=1)
-        length = sequence.shape[1]
-        # A mask made here keeps the library from looking into tensors that hold nothing.
-        mask = torch.zeros(avqa.batch, 1, length, length)
-        states = foundation.hidden_states(sequence, attention_mask=mask)[:, -answer - 1 : -1]
+        states = foundation.hidden_states(sequence)[:, -answer - 1 : -1]
         rows += [
             ("2 · media tokens, received", both),
             (f"2 · question, received ({question} tokens)", asked),

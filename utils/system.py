@@ -1,47 +1,57 @@
 """Puts the system together from a script's hyperparameters, the same way for both stages."""
 
-import json
-import os
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from modules.channel import Channel
 from modules.foundation_model import FoundationModel
 from modules.token_receiver import TokenReceiver
 from modules.token_transmitter import TokenTransmitter
-from utils.clips import ClipTokens
-from utils.feature_cache import Reader, cache_folder, cache_tokens, model_fingerprint
+from utils.clips import Batch
+from utils.feature_cache import Reader
 from utils.pretrained import load_ast, load_language_model, load_vivit, revision
 
 
-def pick_device() -> torch.device:
-    """The accelerator if there is one, else the CPU with one thread a usable core."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    return torch.device("cpu")
+class System(nn.Module):
+    """Three user devices, their channel, and the base station.
 
+    Args:
+        config: a stage's hyperparameters.
+        vivit, ast: the frozen encoders, each with its processor.
+        language_model: the frozen language model with its tokenizer.
+    """
 
-@dataclass
-class System:
-    """Three user devices, their channel, and the base station."""
+    def __init__(self, config: Any, vivit: tuple, ast: tuple, language_model: tuple):
+        super().__init__()
+        (vivit, image_processor), (ast, extractor) = vivit, ast
+        language_model, self.tokenizer = language_model
+        self.readers = {  # media to encoder inputs
+            "visual": Reader(image_processor, vivit.config, "visual"),
+            "audio": Reader(extractor, ast.config, "audio"),
+        }
+        self.foundation = FoundationModel(language_model)
+        self.text_scale = self.foundation.embedding_rms()
+        hidden, how = self.foundation.hidden, config.compression
+        self.img_tx = TokenTransmitter(vivit, 1, hidden, config.visual_tokens, how)
+        self.audio_tx = TokenTransmitter(ast, 2, hidden, config.audio_tokens, how)
+        self.channel = Channel(config.channel)
 
-    img_tx: TokenTransmitter
-    audio_tx: TokenTransmitter
-    img_receiver: TokenReceiver
-    audio_receiver: TokenReceiver
-    text_receiver: TokenReceiver
-    channel: Channel
-    foundation: FoundationModel
-    tokenizer: Any
-    readers: dict[str, Reader]  # "visual", "audio": media to encoder inputs
-    device: torch.device
-    text_scale: float  # root mean square of an embedding entry
-    about: dict  # where the frozen models came from
+        def receiver() -> TokenReceiver:
+            return TokenReceiver(hidden, config.receiver_width, self.text_scale)
+
+        self.img_receiver = receiver()
+        self.audio_receiver = receiver()
+        self.text_receiver = receiver()
+
+    def forward(self, step: Callable, *inputs) -> Any:
+        """`step(self, *inputs)`. What trains in several processes (DDP, FSDP) must be used within
+        one call of one module; this is that call, and the scripts say what happens in it."""
+        return step(self, *inputs)
 
     @property
     def transceivers(self) -> dict[str, nn.Module]:
@@ -54,13 +64,26 @@ class System:
             "audio_receiver": self.audio_receiver,
         }
 
-    def trainable(self) -> list[nn.Parameter]:
-        modules = [*self.transceivers.values(), self.foundation]
-        return [p for module in modules for p in module.parameters() if p.requires_grad]
+    @property
+    def lora(self) -> nn.Module | None:
+        """The language model that holds LoRA weights, if stage 2 added them."""
+        model = self.foundation.language_model
+        return model if hasattr(model, "peft_config") else None
 
-    def train(self, mode: bool = True) -> None:
-        for module in [*self.transceivers.values(), self.foundation]:
-            module.train(mode)
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def encode(self, batch: Batch) -> Batch:
+        """The batch with encoder tokens; in a run without a cache they are computed here."""
+        if batch.windows is None:
+            return batch
+        visual = self.img_tx.encode(batch.visual)  # (batch, 1 + length, encoder width)
+        audio = self.audio_tx.encode(batch.audio, batch.windows)  # (batch, 2 + length, width)
+        return replace(batch, visual=visual, audio=audio, windows=None)
+
+    def release_encoders(self) -> None:
+        """Forget the encoders, whose work is done once every clip is cached."""
+        self.img_tx.encoder = self.audio_tx.encoder = None
 
     # What one user sends and the base station restores, at `snr_db` and with a given noise source.
 
@@ -79,93 +102,26 @@ class System:
         sent = embedded.float() / self.text_scale  # embeddings of 1e-2 leave at about unit power
         return self.text_receiver(self.channel(sent, snr_db, mask, noise))
 
-    def noise(self, seed: int) -> torch.Generator:
-        """A source of channel noise that repeats."""
-        return torch.Generator(self.device).manual_seed(seed)
+
+def noise(seed: int, accelerator: Accelerator) -> torch.Generator:
+    """A source of channel noise that repeats, another one in each process."""
+    seed = seed * accelerator.num_processes + accelerator.process_index
+    return torch.Generator(accelerator.device).manual_seed(seed)
 
 
-def build_system(config: Any, device: torch.device) -> System:
+def build_system(config: Any) -> System:
     """Load the frozen models and make the trained parts, initialised from `config.seed`."""
     torch.manual_seed(config.seed)
-    vivit, image_processor = load_vivit(config.visual_encoder)
-    ast, extractor = load_ast(config.audio_encoder)
-    language_model, tokenizer = load_language_model(
-        config.foundation_model, getattr(torch, config.dtype)
+    return System(
+        config,
+        load_vivit(config.visual_encoder),
+        load_ast(config.audio_encoder),
+        load_language_model(config.foundation_model, getattr(torch, config.dtype)),
     )
-    foundation = FoundationModel(language_model)
-    hidden = foundation.hidden
-    scale = foundation.embedding_rms()
-
-    def receiver() -> TokenReceiver:
-        return TokenReceiver(hidden, config.receiver_width, scale)
-
-    how = config.compression
-    system = System(
-        img_tx=TokenTransmitter(vivit, 1, hidden, config.visual_tokens, how),
-        audio_tx=TokenTransmitter(ast, 2, hidden, config.audio_tokens, how),
-        img_receiver=receiver(),
-        audio_receiver=receiver(),
-        text_receiver=receiver(),
-        channel=Channel(config.channel),
-        foundation=foundation,
-        tokenizer=tokenizer,
-        readers={
-            "visual": Reader(image_processor, vivit.config, "visual"),
-            "audio": Reader(extractor, ast.config, "audio"),
-        },
-        device=device,
-        text_scale=scale,
-        about={
-            name: {"path": str(path), **revision(path)}
-            for name, path in {
-                "visual_encoder": config.visual_encoder,
-                "audio_encoder": config.audio_encoder,
-                "foundation_model": config.foundation_model,
-            }.items()
-        },
-    )
-    for module in system.transceivers.values():
-        for name, child in module.named_children():
-            if name != "encoder":  # the encoder goes to the device only when a clip is encoded
-                child.to(device)
-    foundation.to(device)
-    return system
 
 
-def encode_clips(
-    system: System, config: Any, root: Path, rows: dict[str, list]
-) -> dict[str, ClipTokens]:
-    """Encode what is not cached; the rows of every split with their tokens, bad clips left out."""
-    video_ids = [row.video_id for split in rows.values() for row in split]
-    folders, bad = {}, {}
-    for kind, tx, model in (
-        ("visual", system.img_tx, config.visual_encoder),
-        ("audio", system.audio_tx, config.audio_encoder),
-    ):
-        frames = getattr(tx.encoder.config, "num_frames", 0)
-        folders[kind] = cache_folder(
-            Path(config.cache) / root.name, model_fingerprint(model), tx, frames
-        )
-        bad |= cache_tokens(
-            tx,
-            system.readers[kind],
-            folders[kind],
-            root,
-            video_ids,
-            system.device,
-            config.encode_batch,
-            config.workers,
-        )
-        tx.encoder.cpu()
-    if bad:
-        listed = "\n".join(f"  {video_id}: {reason}" for video_id, reason in bad.items())
-        print(f"{len(bad)} clips left out:\n{listed}")
-    return {
-        split: ClipTokens([row for row in part if row.video_id not in bad], folders)
-        for split, part in rows.items()
-    }
-
-
-def plain(config: Any) -> dict:
-    """A config as JSON can hold it."""
-    return json.loads(json.dumps(vars(config), default=str))
+def models_used(config: Any) -> dict[str, dict]:
+    """Where the frozen models came from: folders, and repository and commit where recorded."""
+    names = ("visual_encoder", "audio_encoder", "foundation_model")
+    folders = {name: getattr(config, name) for name in names}
+    return {name: {"path": str(path), **revision(path)} for name, path in folders.items()}

@@ -5,11 +5,16 @@ import math
 import pytest
 import torch
 
-from modules.losses import info_nce, masked_mean, reconstruction, same_caption
+from modules.losses import gather, info_nce, masked_mean, ratio, reconstruction
 
 
 def gaussian(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def numbers(captions):
+    """A number for each distinct caption, as `utils.clips` gives them: of 56 bits."""
+    return torch.tensor([2**55 + sorted(set(captions)).index(caption) for caption in captions])
 
 
 def one_direction(queries, keys, temperature, same):
@@ -36,12 +41,12 @@ def one_direction(queries, keys, temperature, same):
 def test_info_nce_is_its_definition(temperature, captions):
     """InfoNCE agrees with the plain formula in double precision, one way and symmetric."""
     modality, text = gaussian(6, 8), gaussian(6, 8, seed=1)
-    same = same_caption(list(captions))
-    forth = one_direction(modality.tolist(), text.tolist(), temperature, same.tolist())
-    back = one_direction(text.tolist(), modality.tolist(), temperature, same.tolist())
-    found = info_nce(modality, text, temperature, same, one_way=True)
+    same = [[a == b for b in captions] for a in captions]
+    forth = one_direction(modality.tolist(), text.tolist(), temperature, same)
+    back = one_direction(text.tolist(), modality.tolist(), temperature, same)
+    found = info_nce(modality, text, temperature, numbers(captions), one_way=True)
     assert found.item() == pytest.approx(forth, rel=1e-4)
-    found = info_nce(modality, text, temperature, same)
+    found = info_nce(modality, text, temperature, numbers(captions))
     assert found.item() == pytest.approx((forth + back) / 2, rel=1e-4)
     if captions == "abcdef":
         assert torch.equal(found, info_nce(modality, text, temperature))
@@ -85,16 +90,15 @@ def test_info_nce_is_finite_for_a_clip_without_features():
 
 def test_clips_with_the_same_caption_are_no_negatives():
     """How alike clips of one caption are does not enter the loss."""
-    captions = ["dog", "cat", "dog"]
-    same = same_caption(captions)
-    assert same.tolist() == [[True, False, True], [False, True, False], [True, False, True]]
+    captions = numbers(["dog", "cat", "dog"])
     eye = torch.eye(4)
     modality, text = eye[:3].clone(), eye[:3].clone()
-    expected = info_nce(modality, text, 0.5, same)
+    expected = info_nce(modality, text, 0.5, captions)
+    assert expected > 0.1, "the cat is a negative of both"
     modality[2], text[2] = eye[3], eye[3]  # still orthogonal to the cat
-    torch.testing.assert_close(info_nce(modality, text, 0.5, same), expected)
+    torch.testing.assert_close(info_nce(modality, text, 0.5, captions), expected)
     modality[2], text[2] = eye[0], eye[0]  # now identical to the other dog
-    torch.testing.assert_close(info_nce(modality, text, 0.5, same), expected)
+    torch.testing.assert_close(info_nce(modality, text, 0.5, captions), expected)
     assert info_nce(modality, text, 0.5) > expected + 0.1
 
 
@@ -103,7 +107,7 @@ def test_a_batch_of_one_caption_costs_nothing(one_way):
     """Without negatives there is nothing to learn: the loss is 0, not NaN."""
     for clips in (1, 3):
         modality, text = gaussian(clips, 8).requires_grad_(), gaussian(clips, 8, seed=1)
-        loss = info_nce(modality, text, 0.07, same_caption(["a"] * clips), one_way)
+        loss = info_nce(modality, text, 0.07, numbers(["a"] * clips), one_way)
         loss.backward()
         assert loss.item() == 0 and modality.grad.eq(0).all()
 
@@ -160,3 +164,14 @@ def test_masked_mean_of_padding_alone_is_finite():
     mean = masked_mean(x, torch.zeros(1, 3, dtype=torch.bool))
     mean.sum().backward()
     assert mean.eq(0).all() and x.grad.eq(0).all()
+
+
+def test_one_process_gathers_nothing():
+    """Without other processes `gather` hands back its tensor, and `ratio` is a plain division."""
+    rows = gaussian(3, 4).requires_grad_()
+    assert gather(rows) is rows
+    above, below = torch.tensor(3.0, requires_grad=True), torch.tensor(4)
+    found = ratio(above, below)
+    found.backward()
+    assert found.shape == () and found.item() == 0.75 and above.grad.item() == 0.25
+    assert ratio(torch.tensor(0.3, dtype=torch.bfloat16), below).dtype == torch.float32

@@ -136,3 +136,16 @@ def test_gradients_reach_the_projection_alone(make, shape, special):
     (tx.features(tokens).square().sum() + tokens.square().sum()).backward()
     assert tx.projection.weight.grad.abs().sum() > 0 and tx.projection.bias.grad.abs().sum() > 0
     assert all(p.grad is None for p in tx.encoder.parameters())
+
+
+@BOTH
+def test_training_goes_on_without_the_encoder(make, shape, special):
+    """Once every clip is cached and the encoder released, what it gave is still trained on."""
+    tx = make()
+    encoded = tx.encode(gaussian(*shape))
+    tx.encoder = None
+    assert tx.train() is tx and tx.training and tx.projection.training
+    tx(encoded).square().sum().backward()
+    assert tx.projection.weight.grad.abs().sum() > 0
+    assert tx.eval() is tx and not tx.projection.training
+    assert set(tx.state_dict()) == {"projection.weight", "projection.bias"}

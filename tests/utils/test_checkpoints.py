@@ -17,6 +17,7 @@ from utils.checkpoints import (
     load_parts,
     require,
     save_checkpoint,
+    whole,
 )
 
 ABOUT = {"task": "align", "config": {"snr_db": 10.0, "targets": ["q_proj"]}, "step": 3}
@@ -273,3 +274,49 @@ def test_failed_write_leaves_the_old_file(saved, monkeypatch):
         save_checkpoint(saved, make_parts(seed=1), None, ABOUT)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["align.pth"]
+
+
+def test_one_process_writes(tmp_path):
+    """The others take part in putting the weights together and leave no trace on the disk."""
+    path, gathered = tmp_path / "runs" / "avqa.pth", []
+
+    class Counted(nn.Linear):
+        def state_dict(self, *args, **kwargs):
+            gathered.append(self)
+            return super().state_dict(*args, **kwargs)
+
+    parts = {"img_tx": Counted(2, 2)}
+    save_checkpoint(path, parts, make_lora(), ABOUT, writes=False)
+    assert gathered == [parts["img_tx"]] and list(tmp_path.iterdir()) == []
+    save_checkpoint(path, parts, make_lora(), ABOUT)
+    before = path.read_bytes()
+    save_checkpoint(path, make_parts(), None, {}, writes=False)
+    assert path.read_bytes() == before
+
+
+class Sharded:
+    """A weight of which this process holds a part, as FSDP's are."""
+
+    def __init__(self, full):
+        self.full = full
+
+    def full_tensor(self):
+        return self.full
+
+
+def test_shards_are_put_together(tmp_path, monkeypatch):
+    """What is saved is the whole of each weight, not this process's part of it."""
+    weight = torch.arange(6.0).reshape(2, 3)
+    assert whole(Sharded(weight)) is weight and whole(weight) is weight
+    path, part, lora = tmp_path / "x.pth", nn.Linear(3, 2), make_lora()
+    wanted = {k: v.clone() for k, v in part.state_dict().items()}
+    monkeypatch.setattr(
+        part, "state_dict", lambda: {k: Sharded(v) for k, v in wanted.items()}, raising=False
+    )
+    monkeypatch.setattr(
+        "utils.checkpoints.get_peft_model_state_dict", lambda _: {"lora_A": Sharded(weight)}
+    )
+    save_checkpoint(path, {"img_tx": part}, lora, ABOUT)
+    content = torch.load(path, weights_only=True)
+    assert all(torch.equal(content["img_tx"][k], v) for k, v in wanted.items())
+    assert torch.equal(content["lora"]["lora_A"], weight)

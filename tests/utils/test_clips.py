@@ -1,15 +1,29 @@
 """Batches of clips: padded on the right, answers with their end, every clip once a pass."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from modules.foundation_model import PROMPT
+from tests.utils.tiny import save_models, write_clip
 from utils import clips
-from utils.clips import Batch, ClipTokens, Collate, in_order, pad, shuffled_batches, training_loader
+from utils.clips import (
+    Batch,
+    ClipMedia,
+    ClipTokens,
+    Collate,
+    ShuffledBatches,
+    in_order,
+    pad,
+    text_number,
+    training_loader,
+)
 from utils.datasets import Caption, Question
+from utils.feature_cache import Reader
+from utils.pretrained import load_ast, load_vivit
 
 END = 0
 
@@ -21,6 +35,20 @@ class Letters:
 
     def __call__(self, texts):
         return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+
+def shuffled_batches(rows, batch, batches, seed):
+    """All batches of a sampler, which says how many there are."""
+    sampler = ShuffledBatches(rows, batch, batches, seed)
+    steps = list(sampler)
+    assert len(steps) == len(sampler) == batches and sampler.batch_size == len(steps[0])
+    assert list(sampler) == steps, "it may be read again"
+    return steps
+
+
+def settings(batch, steps=1, seed=0, accumulate=1):
+    """What a training loader reads of a script's hyperparameters."""
+    return SimpleNamespace(batch=batch, steps=steps, seed=seed, accumulate=accumulate, workers=0)
 
 
 def spell(ids):
@@ -89,8 +117,48 @@ def test_batch_moves_whole():
     moved = batch.to(torch.device("cpu"))
     assert moved.visual.dtype == moved.audio.dtype == torch.float32
     assert batch.visual.dtype == torch.float16 and isinstance(moved, Batch)
-    for name in ("ids", "mask", "answer_ids", "answer_mask", "rows"):
+    for name in ("ids", "mask", "text", "answer_ids", "answer_mask", "rows", "windows"):
         assert getattr(moved, name) is getattr(batch, name), name
+
+
+@pytest.mark.parametrize("row", [question("How?", "so"), Caption("a", "a dog")])
+def test_batch_is_pinned_whole(monkeypatch, row):
+    """A loader that pins memory asks the batch, which pins every tensor it holds."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: ("pinned", tensor))
+    batch = Collate(Letters())(items(enumerate([row])))
+    pinned = batch.pin_memory()
+    assert isinstance(pinned, Batch) and vars(pinned).keys() == vars(batch).keys()
+    for name, value in vars(batch).items():
+        if isinstance(value, torch.Tensor):
+            assert getattr(pinned, name)[0] == "pinned" and getattr(pinned, name)[1] is value
+        else:
+            assert getattr(pinned, name) is value
+
+
+def test_equal_texts_have_equal_numbers():
+    """Captions, and questions in their prompts, get one number a text, the same anywhere."""
+    captions = ["a dog", "a cat", "a dog", "A dog", "a dog ", ""]
+    for rows in ([Caption("a", t) for t in captions], [question(t, "no") for t in captions]):
+        found = Collate(Letters())(items(enumerate(rows))).text
+        assert found.dtype == torch.long and found.ge(0).all()
+        same = found[:, None] == found
+        assert same.tolist() == [[a == b for b in captions] for a in captions]
+    cut = Collate(Letters(), max_tokens=3)(items(enumerate([Caption("a", t) for t in captions])))
+    assert len(set(cut.text.tolist())) == 5, "captions are told apart by their whole texts"
+    assert text_number("a dog") == 0xFD87F17025F0A4
+    assert len({text_number(str(i)) for i in range(10_000)}) == 10_000
+
+
+@pytest.mark.parametrize("longest", [1, 4, 9])
+def test_texts_are_padded_to_the_longest_of_the_batch(longest):
+    """Short texts make short batches: no length is fixed, neither of texts nor of answers."""
+    rows = [Caption("a", "x"), Caption("b", "x" * longest)]
+    assert Collate(Letters())(items(enumerate(rows))).ids.shape == (2, longest)
+    rows = [question("?", "x"), question("x" * longest, "x" * longest)]
+    batch = Collate(Letters())(items(enumerate(rows)))
+    wanted = len(PROMPT.format(question="x" * longest))
+    assert batch.ids.shape == batch.mask.shape == (2, wanted)
+    assert batch.answer_ids.shape == batch.answer_mask.shape == (2, 1 + longest + 1)
 
 
 @pytest.mark.parametrize("rows, batch", [(10, 3), (12, 4), (64, 64), (7, 1)])
@@ -140,7 +208,7 @@ def test_clips_carry_their_tokens(tmp_path, monkeypatch, memory):
     ordered = list(in_order(data, collate, 4))
     assert [len(batch.rows) for batch in ordered] == [4, 4, 2]
     assert sum((batch.rows for batch in ordered), []) == rows
-    shuffled = list(training_loader(data, collate, 4, 6, seed=1, workers=0))
+    shuffled = list(training_loader(data, collate, settings(batch=4, steps=6, seed=1)))
     assert len(shuffled) == 6 and all(len(batch.rows) == 4 for batch in shuffled)
     wanted = [[rows[i] for i in step] for step in shuffled_batches(10, 4, 6, seed=1)]
     assert [batch.rows for batch in shuffled] == wanted
@@ -158,3 +226,71 @@ def test_lost_cache_file_is_named(tmp_path, damage):
         ClipTokens([Caption("a", "text")], folders)
     assert str(folders["audio"] / "a.safetensors") in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """A data set of three clips, of 1, 3 and 2 windows, and what reads them."""
+    root = tmp_path_factory.mktemp("media")
+    for seed, seconds in enumerate([0.3, 1.3, 0.7]):
+        write_clip(root, f"{seed:08}", seconds, seed)
+    models = save_models(root / "models")
+    vivit, processor = load_vivit(models / "visual")
+    ast, extractor = load_ast(models / "audio")
+    readers = {
+        "visual": Reader(processor, vivit.config, "visual"),
+        "audio": Reader(extractor, ast.config, "audio"),
+    }
+    return root, readers
+
+
+def test_media_of_clips_with_different_numbers_of_windows(media):
+    """Without a cache a batch holds what the encoders read, and how many windows each clip has."""
+    root, readers = media
+    rows = [question(f"{i}?", "yes", f"{i:08}") for i in (2, 0, 1, 2)]
+    data = ClipMedia(rows, root, readers)
+    batches = list(in_order(data, Collate(Letters()), 3))
+    assert [batch.windows for batch in batches] == [[2, 1, 3], [2]]
+    assert [row for batch in batches for row in batch.rows] == rows
+    for batch in batches:
+        assert batch.visual.shape == (len(batch.rows), 4, 3, 32, 32)
+        assert batch.audio.shape == (sum(batch.windows), 48, 32)
+        sounds = batch.audio.split(batch.windows)
+        for row, seen, heard in zip(batch.rows, batch.visual, sounds, strict=True):
+            for kind, found in (("visual", seen[None]), ("audio", heard)):
+                assert torch.equal(found, readers[kind](readers[kind].path(root, row.video_id)))
+    shuffled = next(iter(training_loader(data, Collate(Letters()), settings(batch=2))))
+    assert len(shuffled.windows) == 2 and sum(shuffled.windows) == len(shuffled.audio)
+
+
+def test_batch_of_cached_tokens_counts_no_windows():
+    """Tokens from the cache are told from encoder inputs, which would be encoded once more."""
+    batch = Collate(Letters())(items(enumerate([Caption("a", "a dog"), Caption("b", "cat")])))
+    assert batch.windows is None
+
+
+def test_rows_of_like_length_share_a_batch():
+    """Sorting by length within stretches pads less, loses no row, and keeps passes shuffled."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(5, 60, (256,), generator=generator).tolist()
+
+    def padding(batches):
+        return sum(max(lengths[i] for i in part) - lengths[j] for part in batches for j in part)
+
+    plain = list(ShuffledBatches(256, 8, 64, seed=1))
+    sorted_ = list(ShuffledBatches(256, 8, 64, seed=1, lengths=lengths))
+    assert padding(sorted_) < padding(plain) / 3
+    for a_pass in (sorted_[:32], sorted_[32:]):
+        assert sorted(sum(a_pass, [])) == list(range(256))
+        means = [sum(lengths[i] for i in part) / 8 for part in a_pass]
+        assert means != sorted(means), "short texts do not come first"
+    assert sorted_[:32] != sorted_[32:]
+    assert sorted_ == list(ShuffledBatches(256, 8, 64, seed=1, lengths=lengths))
+
+
+def test_accumulated_batches_are_counted():
+    """A run of so many steps reads as many batches as they accumulate."""
+    rows = [Caption(f"{i}", "text") for i in range(6)]
+    data = ClipMedia(rows, Path(), {})
+    loader = training_loader(data, Collate(Letters()), settings(batch=2, steps=3, accumulate=4))
+    assert len(loader) == 12

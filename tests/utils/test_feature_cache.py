@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,64 +11,44 @@ import soundfile
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import (
-    ASTConfig,
-    ASTFeatureExtractor,
-    ASTModel,
-    VivitConfig,
-    VivitImageProcessor,
-    VivitModel,
-)
+from transformers import ASTConfig, ASTModel, VivitConfig, VivitModel
 
+import task_align
 from modules.token_transmitter import TokenTransmitter
-from utils.datasets import frames_path, wav_path
+from tests.utils.tiny import (
+    PATCHES,
+    RATE,
+    WINDOW,
+    save_models,
+    tiny_ast,
+    tiny_vivit,
+    write_clip,
+)
+from utils.datasets import frames_path, read_valor, wav_path
 from utils.feature_cache import (
     Reader,
     cache_folder,
     cache_tokens,
+    check_space,
+    clip_bytes,
     media_stamp,
+    missing,
     model_fingerprint,
     read_tokens,
+    unreadable,
 )
+from utils.files import write_whole
 from utils.pretrained import load_ast, load_vivit
 
-RATE, WINDOW = 16_000, 48  # Hz, frames of 10 ms that the encoder reads at once
+PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "annotations"
 CLIPS = {"0001": 0.3, "0002": 0.48, "0003": 1.3, "0004": 0.7}  # seconds: 1, 1, 3 and 2 windows
-SIZES = dict(
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=32,
-    initializer_range=0.2,
-)
 KINDS = pytest.mark.parametrize("kind", ["visual", "audio"])
-
-
-def write_clip(root, name, seconds, seed):
-    """A few frames and a sound, as the preprocessing writes them."""
-    rng = np.random.default_rng(seed)
-    folder, wav = frames_path(root, name), wav_path(root, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    wav.parent.mkdir(parents=True, exist_ok=True)
-    for i in range(3 + seed % 3):
-        frame = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
-        Image.fromarray(frame).save(folder / f"frame_{i + 1:04}.png")
-    soundfile.write(wav, rng.normal(scale=0.1, size=round(seconds * RATE)), RATE)
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Folders of tiny models in the published layout."""
-    root = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    config = VivitConfig(image_size=32, num_frames=4, tubelet_size=[2, 16, 16], **SIZES)
-    VivitModel(config, add_pooling_layer=False).save_pretrained(root / "visual")
-    side = {"height": 32, "width": 32}
-    VivitImageProcessor(size=side, crop_size=side).save_pretrained(root / "visual")
-    ASTModel(ASTConfig(num_mel_bins=32, max_length=WINDOW, **SIZES)).save_pretrained(root / "audio")
-    extractor = ASTFeatureExtractor(num_mel_bins=32, max_length=WINDOW)
-    extractor.save_pretrained(root / "audio")
-    return root
+    return save_models(tmp_path_factory.mktemp("models"))
 
 
 class Cache:
@@ -97,18 +78,18 @@ class Cache:
     def media(self, kind, name):
         return (wav_path if kind == "audio" else frames_path)(self.root, name)
 
-    def fill(self, kind, names=CLIPS, batch=32):
+    def fill(self, kind, names=CLIPS, batch=32, workers=0):
         """Fill the cache; returns the bad clips and how many rows were encoded for it."""
         before = self.encoded
-        bad = cache_tokens(
+        todo, bad = missing(self.readers[kind], self.folder, self.root, list(names))
+        bad |= cache_tokens(
             self.tx[kind],
             self.readers[kind],
             self.folder,
-            self.root,
-            list(names),
+            todo,
             torch.device("cpu"),
             batch=batch,
-            workers=0,
+            workers=workers,
         )
         return bad, self.encoded - before
 
@@ -188,8 +169,10 @@ def test_a_clip_asked_for_twice_is_encoded_once(cache, kind):
 
 @KINDS
 def test_changed_media_are_encoded_again(cache, kind):
-    """Another sound or frame under the same name, of the same size too, is noticed."""
+    """Another sound or frame under the same name, of the same size too, is noticed, and its clip
+    alone is encoded again, into the same folder."""
     cache.fill(kind)
+    written = {name: cache.file(name).stat().st_mtime_ns for name in CLIPS}
     before = cache.tokens(kind, "0002")
     changed = cache.media(kind, "0002")
     changed = changed if kind == "audio" else changed / "frame_0002.png"
@@ -203,6 +186,8 @@ def test_changed_media_are_encoded_again(cache, kind):
     assert cache.tokens(kind, "0002") is None, "stale tokens were read"
     bad, rows = cache.fill(kind)
     assert bad == {} and rows == 1
+    rewritten = {n for n, time in written.items() if cache.file(n).stat().st_mtime_ns != time}
+    assert rewritten == {"0002"}
     close(cache.tokens(kind, "0002"), cache.direct(kind, "0002"))
     assert (cache.tokens(kind, "0002") - before).abs().max() > 0.01
 
@@ -291,25 +276,37 @@ def test_interrupted_caching_goes_on(cache):
     assert cache.fill("visual") == ({}, 2)
 
 
-def test_key_of_the_folder(cache):
-    """Each thing that shapes the tokens gives another folder; the projection does not."""
-    fingerprint = model_fingerprint(cache.models / "visual")
+@KINDS
+def test_key_of_the_folder(cache, monkeypatch, tmp_path, kind):
+    """Each thing that shapes the tokens gives another folder: a byte of the encoder's weights, its
+    configuration and its processor's, frames, compression, length, and the cache's version. What
+    does not shape them gives the same: the projection, where the model lies, the clips."""
+    model = tmp_path / "model"
+    shutil.copytree(cache.models / kind, model)
 
-    def folder(fingerprint=fingerprint, frames=4, kind="visual", hidden=12, length=4, how=None):
+    def folder(frames=4, hidden=12, length=4, how="sliding_window"):
         encoder, special = cache.tx[kind].encoder, cache.tx[kind].special
-        tx = TokenTransmitter(encoder, special, hidden, length, how or "sliding_window")
-        return cache_folder(cache.folder, fingerprint, tx, frames)
+        tx = TokenTransmitter(encoder, special, hidden, length, how)
+        return cache_folder(cache.folder, model_fingerprint(model), tx, frames)
 
-    folders = [
-        folder(),
-        folder(fingerprint=model_fingerprint(cache.models / "audio")),
-        folder(frames=8),
-        folder(length=5),
-        folder(how="uniform"),
-        folder(kind="audio"),
-    ]
-    assert len(set(folders)) == len(folders)
-    assert folder() == folder(hidden=20) == folders[0] and folders[0].parent == cache.folder
+    first = folder()
+    folders = [first, folder(frames=8), folder(length=5), folder(how="uniform")]
+    for name in ("model.safetensors", "config.json", "preprocessor_config.json"):
+        content = bytearray((model / name).read_bytes())
+        place = len(content) - 1 if name.endswith("safetensors") else content.index(b":") + 1
+        content[place] ^= ord(" ") ^ ord("\t")  # a byte of a weight, or white space in JSON
+        before = (model / name).read_bytes()
+        (model / name).write_bytes(content)
+        folders.append(folder())
+        (model / name).write_bytes(before)
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.feature_cache.VERSION", 0)
+        folders.append(folder())
+    assert len(set(folders)) == len(folders) == 8
+    assert first.parent == cache.folder and type(cache.tx[kind].encoder).__name__ in first.name
+    shutil.rmtree(cache.root)
+    model = model.rename(tmp_path / "moved")
+    assert folder() == folder(hidden=20) == first
 
 
 @KINDS
@@ -363,3 +360,109 @@ def test_reader_goes_to_workers(cache, kind):
     read = pickle.loads(pickle.dumps(cache.readers[kind]))
     path = cache.media(kind, "0003")
     assert torch.equal(read(path), cache.readers[kind](path))
+
+
+@KINDS
+def test_only_missing_clips_are_jobs(cache, kind):
+    """What is cached is no job, nor is a clip without media, which is named with the reason."""
+    cache.fill(kind, ["0001"])
+    todo, bad = missing(
+        cache.readers[kind], cache.folder, cache.root, ["0002", "0001", "nowhere", "0002"]
+    )
+    assert [job.video_id for job in todo] == ["0002"] and todo[0].path == cache.media(kind, "0002")
+    assert todo[0].stamp == media_stamp(cache.media(kind, "0002"))
+    assert set(bad) == {"nowhere"} and "\n" not in bad["nowhere"]
+
+
+@KINDS
+def test_unreadable_clips_are_those_that_cannot_be_encoded(cache, kind):
+    """A run without a cache checks its clips beforehand and finds those that caching would find."""
+    media = cache.media(kind, "0003")
+    (media if kind == "audio" else media / "frame_0001.png").write_bytes(b"noise" * 100)
+    names = [*CLIPS, "nowhere"]
+    found = unreadable(cache.readers[kind], cache.root, names, batch=2, workers=0)
+    assert set(found) == {"0003", "nowhere"} == set(cache.fill(kind, names)[0])
+    assert all("\n" not in reason for reason in found.values())
+
+
+@KINDS
+def test_workers_change_nothing(cache, kind):
+    """Clips that are read in processes beside give the same files, bit by bit."""
+    cache.media(kind, "0004").rename(cache.root / "lost")
+    bad, _ = cache.fill(kind, batch=2)
+    files = {path.name: path.read_bytes() for path in cache.folder.iterdir()}
+    shutil.rmtree(cache.folder)
+    assert cache.fill(kind, batch=2, workers=2)[0] == bad and set(bad) == {"0004"}
+    assert {path.name: path.read_bytes() for path in cache.folder.iterdir()} == files
+
+
+@pytest.mark.parametrize("batch", [1, 2, 32])
+@pytest.mark.parametrize("failing", [1, 3, 4])
+def test_full_disk_ends_caching_and_keeps_what_is_done(cache, monkeypatch, batch, failing):
+    """A write that fails, beside the encoding or after it, is raised though another one might not
+    fail; earlier clips stay whole, later ones are not begun."""
+    tried, written = [], []
+
+    def full(path, content):
+        tried.append(path)
+        if len(tried) == failing:
+            raise OSError(28, "No space left on device")
+        written.append(path.stem)
+        write_whole(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.feature_cache.write_whole", full)
+        with pytest.raises(OSError, match="No space left"):
+            cache.fill("visual", batch=batch)
+    assert written == list(CLIPS)[: failing - 1]
+    assert sorted(os.listdir(cache.folder)) == [cache.file(name).name for name in written]
+    for name in written:
+        close(cache.tokens("visual", name), cache.direct("visual", name))
+    assert cache.fill("visual") == ({}, len(CLIPS) - len(written))
+
+
+@KINDS
+@pytest.mark.parametrize("how", ["sliding_window", "uniform"])
+@pytest.mark.parametrize("length", [PATCHES // 2, PATCHES, 100 * PATCHES])
+def test_size_of_the_cache_is_known_beforehand(cache, monkeypatch, kind, how, length):
+    """What a clip is said to take is what its file takes, of fewer and of more tokens than asked
+    for; files are of several blocks, so that this says something."""
+    width = 1000
+    make, special = (tiny_vivit, 1) if kind == "visual" else (tiny_ast, 2)
+    cache.tx[kind] = TokenTransmitter(make(hidden_size=width), special, 12, length, how)
+    names = ["0001", "0002"]  # of one window
+    cache.fill(kind, names)
+    blocks = [512 * cache.file(name).stat().st_blocks for name in names]
+    assert sum(blocks) == pytest.approx(len(names) * clip_bytes(cache.tx[kind]), rel=0.05)
+    assert blocks[0] >= 2 * width * (special + min(length, PATCHES)) > 2 * 4096
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="published annotations not here")
+def test_cache_of_the_published_data_fits(tmp_path):
+    """All clips of VALOR-32K by the paper's encoders take 129 and 130 tokens of width 768 each,
+    and less than 15 GB together."""
+    (tmp_path / "annotations").symlink_to(PUBLISHED / "VALOR")
+    config = task_align.PRESETS["paper"]
+    rows = [row for split in ("train", "val", "test") for row in read_valor(tmp_path, split)[0]]
+    clips = len({row.video_id for row in rows})
+    assert clips > 30_000
+    with torch.device("meta"):
+        vivit = VivitModel(VivitConfig(num_hidden_layers=1), add_pooling_layer=False)
+        ast = ASTModel(ASTConfig(num_hidden_layers=1))
+        img_tx = TokenTransmitter(vivit, 1, 1536, config.visual_tokens, config.compression)
+        audio_tx = TokenTransmitter(ast, 2, 1536, config.audio_tokens, config.compression)
+    sizes = clip_bytes(img_tx), clip_bytes(audio_tx)
+    for size, tokens in zip(sizes, (129, 130), strict=True):
+        assert 0 <= size - 2 * 768 * tokens < 2 * 4096
+    assert 12e9 < clips * sum(sizes) < 15e9
+
+
+def test_cache_that_does_not_fit_is_refused(tmp_path):
+    """A disk too small for the cache is named before anything is encoded, with what to do."""
+    folder = tmp_path / "new" / "cache"
+    free = shutil.disk_usage(tmp_path).free
+    assert str(folder) in check_space(folder, 1_230_000_000) and folder.is_dir()
+    assert "1.23 GB" in check_space(folder, 1_230_000_000)
+    with pytest.raises(OSError, match="--cache") as error:
+        check_space(folder, 2 * free)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,329 @@
+"""The measurements of benchmarks/efficiency.py, each a function run in a process of its own."""
+
+import os
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import ASTConfig, ASTModel, Qwen2ForCausalLM, VivitConfig, VivitModel
+
+import task_align
+import task_avqa
+from benchmarks import full_size, steps
+from utils import clips
+from utils.clips import Batch, ClipTokens, Collate, training_loader
+from utils.datasets import read_music_avqa, read_valor
+from utils.feature_cache import cache_folder, cache_tokens, clip_bytes, missing, model_fingerprint
+from utils.system import System, build_system
+
+BATCH = 4  # clips of the comparison with encoding at every step
+# Each stage's annotations, its loss here, and with logits at every position.
+STAGES = {
+    "stage1": (read_valor, steps.align, steps.align),
+    "stage2": (read_music_avqa, steps.answer, steps.full_logits),
+}
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(run: Callable, least: float = 2.0, times: int = 3) -> float:
+    """The median time of `run` after a first one, over `least` seconds and `times` runs or more."""
+    run()
+    taken: list[float] = []
+    while len(taken) < times or sum(taken) < least:
+        wait()
+        began = time.perf_counter()
+        run()
+        wait()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def peak_gb() -> float:
+    """The most memory so far: of the accelerator if there is one, else resident in this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def alone(function: Callable, *args) -> dict:
+    """The function's figures and its peak memory, measured in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measured, function, args).result()
+
+
+def _measured(function: Callable, args: tuple) -> dict:
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32, as in the scripts
+    torch.manual_seed(0)
+    return {**function(*args), "peak_gb": peak_gb()}
+
+
+def matmul_peak(dtype: torch.dtype = torch.float32) -> dict:
+    """The best rate of a square matrix product, FLOP/s: what the machine can do."""
+    rates = []
+    for n in (1024, 2048, 4096):
+        a, b = (torch.randn(n, n, device=device(), dtype=dtype) for _ in range(2))
+        rates.append(2 * n**3 / seconds(lambda a=a, b=b: a @ b))
+    return {"gflops": max(rates) / 1e9}
+
+
+# Encoding at every step against the cache.
+
+
+def config_of(folder: Path, stage: str):
+    """A stage's paper preset on the full-size models and the data set in `folder`."""
+    preset = (task_align if stage == "stage1" else task_avqa).PRESETS["paper"]
+    return replace(
+        preset,
+        data=str(folder / "data"),
+        visual_encoder=str(folder / "vivit"),
+        audio_encoder=str(folder / "ast"),
+        foundation_model=str(folder / "qwen"),
+        dtype="bfloat16" if torch.cuda.is_available() else "float32",
+        batch=BATCH,
+    )
+
+
+def ready(folder: Path, stage: str) -> tuple[System, torch.optim.Optimizer]:
+    system = build_system(config_of(folder, stage))
+    if stage == "stage2":
+        system.foundation.add_lora(4, 16, 0.1, ["q_proj", "v_proj"])
+    system.to(device())
+    return system, torch.optim.AdamW(system.trainable(), lr=1e-4)
+
+
+def take(system: System, optimizer: torch.optim.Optimizer, loss_of: Callable, batch: Batch) -> None:
+    """One optimizer step."""
+    noise = torch.Generator(device()).manual_seed(0)
+    loss_of(system, batch, noise).backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def encode_every_step(folder: Path, stage: str) -> dict:
+    """Each clip read and encoded by itself at every step, logits at every position."""
+    system, optimizer = ready(folder, stage)
+    read, _, loss_of = STAGES[stage]
+    root, rows = folder / "data", read(folder / "data", "train")[0]
+    collate = Collate(system.tokenizer)
+
+    def step() -> None:
+        items = []
+        for row in rows:
+            tokens = []
+            for kind, tx in (("visual", system.img_tx), ("audio", system.audio_tx)):
+                reader = system.readers[kind]
+                inputs = reader(reader.path(root, row.video_id)).to(device())
+                tokens.append(tx.encode(inputs, [len(inputs)])[0])
+            items.append((*tokens, row))
+        take(system, optimizer, loss_of, collate(items).to(device()))
+
+    return {"clips_per_s": BATCH / seconds(step, times=2)}
+
+
+def cached(folder: Path, stage: str) -> dict:
+    """Tokens read from files of a warm disk cache, through the scripts' loader and losses."""
+    clips.IN_MEMORY = 0  # as for a data set that does not fit
+    system, optimizer = ready(folder, stage)
+    config, (read, loss_of, _) = config_of(folder, stage), STAGES[stage]
+    root, rows = folder / "data", read(folder / "data", "train")[0]
+    names, folders, taken, size = [row.video_id for row in rows], {}, 0.0, 0
+    models = {"visual": config.visual_encoder, "audio": config.audio_encoder}
+    for kind, tx in (("visual", system.img_tx), ("audio", system.audio_tx)):
+        frames = getattr(tx.encoder.config, "num_frames", 0)
+        key = cache_folder(folder / "cache" / stage, model_fingerprint(models[kind]), tx, frames)
+        folders[kind] = key
+        todo, _ = missing(system.readers[kind], key, root, names)
+        began = time.perf_counter()
+        cache_tokens(tx, system.readers[kind], key, todo, device(), BATCH, workers=0)
+        taken += time.perf_counter() - began
+        size += len(names) * clip_bytes(tx)
+    system.release_encoders()
+    on_disk = sum(f.stat().st_blocks * 512 for k in folders.values() for f in k.iterdir())
+    data, collate = ClipTokens(rows, folders), Collate(system.tokenizer)
+    config = replace(config, steps=10, workers=0)
+
+    def epoch() -> None:
+        for batch in training_loader(data, collate, config):
+            take(system, optimizer, loss_of, batch.to(device()))
+
+    return {
+        "clips_per_s": 10 * BATCH / seconds(epoch),
+        "caching_clips_per_s": len(names) / taken,
+        "estimated_cache_bytes": size,
+        "cache_bytes": on_disk,
+    }
+
+
+def encoding(folder: Path | None, batch: int, count: int) -> dict:
+    """Time of `count` clips through both encoders (of the mini preset without a folder) in batches
+    of `batch`, their inputs in memory."""
+    config = task_align.PRESETS["mini"] if folder is None else config_of(folder, "stage1")
+    system = build_system(config).to(device())
+    visual, audio = system.readers["visual"].config, system.readers["audio"].config
+    frames = torch.randn(count, visual.num_frames, 3, visual.image_size, visual.image_size)
+    sound = torch.randn(count, audio.max_length, audio.num_mel_bins)
+
+    @torch.inference_mode()
+    def run() -> None:
+        for i in range(0, count, batch):
+            system.img_tx.encode(frames[i : i + batch].to(device()))
+            system.audio_tx.encode(sound[i : i + batch].to(device()))
+
+    taken = seconds(run, times=2)
+    return {"seconds": taken, "clips_per_s": count / taken}
+
+
+# The head.
+
+
+def head(tokens: int, every: bool, batch: int = 8, answer: int = 4, hidden: int = 256) -> dict:
+    """Forward and backward of the vocabulary head alone: at every position or at the answers'."""
+    weight = torch.randn(full_size.VOCABULARY, hidden, device=device()).div_(hidden**0.5)
+    states = torch.randn(batch, tokens, hidden, device=device(), requires_grad=True)
+    target = torch.randint(full_size.VOCABULARY, (batch, answer), device=device())
+    before = peak_gb()
+
+    def run() -> None:
+        read = states if every else states[:, -answer:]
+        labels = torch.full(read.shape[:2], -100, device=device())
+        labels[:, -answer:] = target
+        logits = read.flatten(0, 1) @ weight.T
+        cross_entropy(logits.float(), labels.flatten()).backward()
+
+    return {"seconds": seconds(run, least=0.0, times=2), "gb": peak_gb() - before}
+
+
+# The stage 2 step against the machine's peak.
+
+
+def random_batch(system: System, batch: int, question: int = 20, answer: int = 3) -> Batch:
+    """A batch of stage 2 with random tokens and full lengths."""
+    vocabulary = system.foundation.decoder.config.vocab_size
+    full = {"device": device(), "dtype": torch.bool}
+    made = {
+        kind: torch.randn(batch, tx.special + tx.length, tx.projection.in_features, device=device())
+        for kind, tx in (("visual", system.img_tx), ("audio", system.audio_tx))
+    }
+    return Batch(
+        **made,
+        ids=torch.randint(vocabulary, (batch, question), device=device()),
+        mask=torch.ones(batch, question, **full),
+        text=torch.arange(batch, device=device()),
+        answer_ids=torch.randint(vocabulary, (batch, answer), device=device()),
+        answer_mask=torch.ones(batch, answer, **full),
+        rows=[],
+    )
+
+
+def stage_2(size: str, tokens: int) -> tuple[System, torch.optim.Optimizer]:
+    """A system of stage 2 without encoders: `mini` as shipped, `mid` of 42 M parameters."""
+    preset = "mini" if size == "mini" else "paper"
+    config = replace(task_avqa.PRESETS[preset], visual_tokens=tokens, audio_tokens=tokens)
+    if size == "mini":
+        system = build_system(config)
+    else:
+        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        model = Qwen2ForCausalLM._from_config(full_size.qwen(**full_size.QWEN_SMALL), dtype=dtype)
+        with torch.device("meta"):
+            vivit = VivitModel(VivitConfig(num_hidden_layers=1), add_pooling_layer=False)
+            ast = ASTModel(ASTConfig(num_hidden_layers=1))
+        system = System(config, (vivit, None), (ast, None), (model, None))
+    system.release_encoders()
+    system.foundation.add_lora(4, 16, 0.1, ["q_proj", "v_proj"])
+    return system.to(device()), torch.optim.AdamW(system.trainable(), lr=1e-4)
+
+
+def attention_flops(shape, keys: tuple, causal: bool, products: int) -> int:
+    """FLOPs of so many products of the size of queries times keys; causal attention needs half."""
+    *outer, queries, width = shape
+    count = 2 * products * queries * keys[-2] * width
+    for n in outer:
+        count *= n
+    return count // 2 if causal else count
+
+
+def attention(query, key, value, dropout=0.0, causal=False, *rest, out_shape=None, **kwargs) -> int:
+    return attention_flops(query, key, causal, 2)
+
+
+def attention_backward(grad, query, key, value, *rest, out_shape=None, **kwargs) -> int:
+    # Gradients of scores, queries, keys and values; that the kernel computes the scores again is
+    # its own affair. Attention is causal in all that is measured here.
+    return attention_flops(query, key, True, 4)
+
+
+ATTENTION = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}{way}"): formula
+    for kernel, ways in {
+        "flash_attention_for_cpu": ("", "_backward"),
+        "flash_attention": ("", "_backward"),
+        "efficient_attention": ("", "_backward"),
+        "cudnn_attention": ("", "_backward"),
+    }.items()
+    for way, formula in zip(ways, (attention, attention_backward), strict=True)
+}
+
+
+def step_flops(system: System, batch: Batch) -> int:
+    """FLOPs of the matrix products that one step needs, as they are executed: two for each product
+    going forward, as many for the gradient of its input where something before it is trained, and
+    for the gradient of its weight where that is trained."""
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+        steps.answer(system, batch, None).backward()
+    return counter.get_total_flops()
+
+
+def groups_of(name: str) -> str:
+    for group, parts in {
+        "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear"),
+        "attention kernel": ("scaled_dot_product",),
+        "random numbers (dropout, noise)": ("aten::bernoulli_", "aten::normal_"),
+        "optimizer": ("Optimizer",),
+    }.items():
+        if any(part in name for part in parts):
+            return group
+    return "element-wise, copies, dispatch"
+
+
+def stage_2_step(size: str, batch: int, tokens: int, split: bool = False) -> dict:
+    """Time, FLOPs and rate of a stage 2 step on random tokens; with `split`, where time goes."""
+    system, optimizer = stage_2(size, tokens)
+    made = random_batch(system, batch)
+    taken = seconds(lambda: take(system, optimizer, steps.answer, made), least=4.0)
+    flops = step_flops(system, made)
+    found = {"seconds": taken, "gflop": flops / 1e9, "gflops": flops / taken / 1e9}
+    if split:
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
+        with profile(activities=activities) as seen:
+            for _ in range(3):
+                take(system, optimizer, steps.answer, made)
+        shares: dict[str, float] = {}
+        for event in seen.key_averages():
+            own = event.self_device_time_total if torch.cuda.is_available() else 0
+            own = own or (0 if torch.cuda.is_available() else event.self_cpu_time_total)
+            group = groups_of(event.key)
+            shares[group] = shares.get(group, 0.0) + own
+        whole = sum(shares.values())
+        found["time_share"] = {k: v / whole for k, v in sorted(shares.items())}
+    return found

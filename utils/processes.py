@@ -1,0 +1,62 @@
+"""One process or several, on one machine or more: Hugging Face Accelerate, set up in one place."""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    gather_object,
+)
+
+
+def start(config: Any) -> Accelerator:
+    """The processes that `accelerate launch` started, or this one alone.
+
+    Batch sizes are counted over all processes: each takes its share of every batch. On the CPU
+    the cores are divided between the processes, one thread a core.
+
+    Raises:
+        ValueError: for a batch size that the processes cannot share evenly.
+    """
+    accelerator = Accelerator(
+        gradient_accumulation_steps=config.accumulate,
+        dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),
+        kwargs_handlers=[
+            # Processes wait for one another while a large data set is encoded.
+            InitProcessGroupKwargs(timeout=timedelta(hours=12)),
+            # The only buffers are constants.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ],
+    )
+    processes = accelerator.num_processes
+    for field in ("batch", "test_batch"):
+        if getattr(config, field, processes) % processes:
+            raise ValueError(
+                f"--{field} {getattr(config, field)}: must be a multiple of {processes} processes"
+            )
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
+    else:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // here))
+    return accelerator
+
+
+def share(items: list, accelerator: Accelerator) -> list:
+    """This process's items; those of all processes together are `items`."""
+    return items[accelerator.process_index :: accelerator.num_processes]
+
+
+def merge(dictionary: dict) -> dict:
+    """The entries of all processes' dictionaries, in every process."""
+    return dict(gather_object(list(dictionary.items())))
+
+
+def total(number: int) -> int:
+    """The sum over all processes, in every process."""
+    return sum(gather_object([number]))
