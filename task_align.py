@@ -101,7 +101,7 @@ def main(config: Config) -> None:
     from utils.mini_world import prepare
     from utils.processes import start
     from utils.run_log import RunLog
-    from utils.system import build_system, models_used, noise
+    from utils.system import build_system, models_used, noise_source
 
     accelerator = start(config)  # of one process, or of all that `accelerate launch` started
     is_main = accelerator.is_main_process
@@ -142,7 +142,7 @@ def main(config: Config) -> None:
     def evaluate(split):
         """Mean losses over a split's whole batches (a short one is easier), all its features."""
         model.eval()
-        source, done = noise(config.seed, accelerator), []
+        source, done = noise_source(config.seed, accelerator), []
         for batch in held_out[split]:
             losses, features = model(forward, batch, source)
             done.append((losses, accelerator.gather_for_metrics(features)))
@@ -162,7 +162,7 @@ def main(config: Config) -> None:
     schedule = CosineAnnealingLR(optimizer.optimizer, config.steps, config.lr_min)
     log = RunLog(Path(config.out) / name, writes=is_main)
     _, before = evaluate("test")
-    source = noise(config.seed, accelerator)
+    source = noise_source(config.seed, accelerator)
     validation = []
     bar = tqdm(loader, f"aligning at {config.snr_db:g} dB", unit="batch", disable=not is_main)
     for number, batch in enumerate(bar):

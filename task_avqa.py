@@ -110,7 +110,7 @@ def main(config: Config) -> None:
     from utils.mini_world import prepare
     from utils.processes import start
     from utils.run_log import RunLog
-    from utils.system import build_system, models_used, noise
+    from utils.system import build_system, models_used, noise_source
 
     accelerator = start(config)  # of one process, or of all that `accelerate launch` started
     is_main = accelerator.is_main_process
@@ -174,7 +174,7 @@ def main(config: Config) -> None:
 
     @torch.inference_mode()
     def validation_loss(model, blind):
-        source, losses, tokens = noise(config.seed, accelerator), [], []
+        source, losses, tokens = noise_source(config.seed, accelerator), [], []
         model.eval()
         for batch in held_out["val"]:
             losses.append(model(answer_loss, batch, source, blind))
@@ -191,7 +191,7 @@ def main(config: Config) -> None:
             training_loader(clips["train"], collate, config, by_length=True),
         )
         schedule = CosineAnnealingLR(optimizer.optimizer, config.steps, config.lr_min)
-        source, validation = noise(config.seed, accelerator), []
+        source, validation = noise_source(config.seed, accelerator), []
         set_seed(config.seed, device_specific=True)  # of LoRA's dropout
         label = "question-only baseline" if blind else f"fine-tuning at {config.snr_db:g} dB"
         bar = tqdm(loader, label, unit="batch", disable=not is_main)
@@ -216,7 +216,7 @@ def main(config: Config) -> None:
     @torch.inference_mode()
     def predict(model, snr_db, blind=False):
         """The test questions' answers, generated from what arrives at snr_db."""
-        source, said = noise(config.seed, accelerator), []
+        source, said = noise_source(config.seed, accelerator), []
         label = f"testing at {snr_db:g} dB"
         model.eval()
         for batch in tqdm(held_out["test"], label, unit="batch", leave=False, disable=not is_main):

@@ -39,6 +39,7 @@ def compare_stages(folder: Path) -> dict:
     """Encoding at every step against the cache, for both stages."""
     found = {}
     for stage in ("stage1", "stage2"):
+        say(f"{stage}: encoding at every step, then from the cache")
         naive = alone(measure.encode_every_step, folder, stage)
         fast = alone(measure.cached, folder, stage)
         found[stage] = {
@@ -47,87 +48,133 @@ def compare_stages(folder: Path) -> dict:
             "speedup": fast["clips_per_s"] / naive["clips_per_s"],
             "encode_every_step_peak_gb": naive["peak_gb"],
             "cached_peak_gb": fast["peak_gb"],
-            "caching_clips_per_s": fast["caching_clips_per_s"],
             "estimated_cache_bytes_per_clip": fast["estimated_cache_bytes"] / BATCH,
             "cache_bytes_per_clip": fast["cache_bytes"] / BATCH,
         }
-        row = found[stage]
-        say(
-            f"| {stage} | {row['encode_every_step_clips_per_s']:.3f} | "
-            f"{row['cached_clips_per_s']:.1f} | {row['speedup']:.0f} | "
-            f"{naive['peak_gb']:.1f} | {fast['peak_gb']:.1f} |"
-        )
     return found
 
 
+def compare_batches(folder: Path) -> dict:
+    """One clip at a time against batches, through both encoders."""
+    found = {}
+    for name, where, count in (("full size", folder, BATCH), ("mini", None, 64)):
+        say(f"encoding, {name}: one clip at a time, then {count}")
+        one, many = (alone(measure.encoding, where, n, count) for n in (1, count))
+        found[name] = {
+            "batch": count,
+            "one_at_a_time_clips_per_s": one["clips_per_s"],
+            "batched_clips_per_s": many["clips_per_s"],
+            "one_at_a_time_peak_gb": one["peak_gb"],
+            "batched_peak_gb": many["peak_gb"],
+        }
+    return found
+
+
+def compare_heads() -> dict:
+    """Logits at every position against the answers' alone, at several lengths of a sequence."""
+    found = {}
+    for tokens in (75, 150, 300):
+        say(f"vocabulary head, {tokens} tokens")
+        full, few = (alone(measure.head, tokens, every) for every in (True, False))
+        found[str(tokens)] = {
+            "full_gb": full["gb"],
+            "answer_only_gb": few["gb"],
+            "time_ratio": full["seconds"] / few["seconds"],
+        }
+    return found
+
+
+def rates(peak: float) -> dict:
+    """The stage 2 step beside the machine's matrix products, and where its time goes."""
+    found = {}
+    for size, batch, tokens in (("mini", 64, 8), ("mid", 8, 128)):
+        say(f"stage 2 step, {size}")
+        step = alone(measure.stage_2_step, size, batch, tokens, True)
+        found[size] = {"batch": batch, **step, "peak_fraction": step["gflops"] / peak}
+    return {**found, "peak_fraction": found["mid"]["peak_fraction"]}
+
+
+def costs() -> dict:
+    """Seconds against the number of clips encoded, of media tokens and of questions in a step."""
+    say("costs against clips, tokens and batch")
+    step = measure.stage_2_step
+    return {
+        "clips": {
+            str(n): alone(measure.encoding, None, 32, n)["seconds"] for n in (32, 64, 128, 256)
+        },
+        "tokens": {str(2 * n): alone(step, "mid", 8, n)["seconds"] for n in (16, 64, 128, 256)},
+        "batch": {str(n): alone(step, "mid", n, 128)["seconds"] for n in (2, 4, 8, 16)},
+    }
+
+
+def tables(result: dict) -> str:
+    """The figures in Markdown, as the README shows them."""
+    rows = [
+        f"Measured on: {result['device']}, {result['matmul_peak_gflops']:.0f} GFLOP/s in float32 "
+        "matrix products.",
+        "",
+        "| training, batch 4, clips a second | every step | cached | ratio | peak GB: every step "
+        "| cached |",
+        "|---|---|---|---|---|---|",
+    ]
+    for stage, name in (("stage1", "stage 1"), ("stage2", "stage 2")):
+        r = result[stage]
+        rows.append(
+            f"| {name} | {r['encode_every_step_clips_per_s']:.3f} | "
+            f"{r['cached_clips_per_s']:.1f} | {r['speedup']:.0f} | "
+            f"{r['encode_every_step_peak_gb']:.1f} | {r['cached_peak_gb']:.1f} |"
+        )
+    rows += ["", "| encoding, clips a second | one at a time | batched | ratio | peak GB: one "
+             "| batched |", "|---|---|---|---|---|---|"]  # fmt: skip
+    for name, r in result["encoding"].items():
+        one, many = r["one_at_a_time_clips_per_s"], r["batched_clips_per_s"]
+        rows.append(
+            f"| {name}, {r['batch']} a batch | {one:.2f} | {many:.2f} | {many / one:.2f} | "
+            f"{r['one_at_a_time_peak_gb']:.1f} | {r['batched_peak_gb']:.1f} |"
+        )
+    rows += ["", "| vocabulary head, batch 8 | GB: every position | answers | ratio of time |",
+             "|---|---|---|---|"]  # fmt: skip
+    for tokens, r in result["answer_only_logits"]["by_tokens"].items():
+        rows.append(
+            f"| {tokens} tokens | {r['full_gb']:.2f} | {r['answer_only_gb']:.2f} | "
+            f"{r['time_ratio']:.0f} |"
+        )
+    rows += ["", "| stage 2 step | GFLOP | GFLOP/s | of the peak | where its time goes |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for size in ("mini", "mid"):
+        r = result["stage2"][size]
+        shares = sorted(r["time_share"].items(), key=lambda share: -share[1])
+        where = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares)
+        rows.append(
+            f"| {size}, batch {r['batch']} | {r['gflop']:.1f} | {r['gflops']:.1f} | "
+            f"{100 * r['peak_fraction']:.0f} % | {where} |"
+        )
+    gb = result["valor_32k_cache_gb"]
+    rows += ["", f"The cache of VALOR-32K: {gb['estimated']:.2f} GB as announced, "
+             f"{gb['from_files']:.2f} GB by the size of files on disk."]  # fmt: skip
+    return "\n".join(rows)
+
+
 def main() -> None:
-    result = {"device": device_name()}
     peak = alone(measure.matmul_peak)["gflops"]
-    result["matmul_peak_gflops"] = peak
-    say(f"{result['device']}, matrix products at {peak:.0f} GFLOP/s in float32")
+    result = {"device": device_name(), "matmul_peak_gflops": peak}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         full_size.save_encoders(folder)
         full_size.save_language_model(folder / "qwen", torch.float32, **full_size.QWEN_SMALL)
         full_size.save_dataset(folder / "data", {"train": BATCH})
-        say("\n| clips/s, batch 4 | encode every step | cached | ratio | GB | GB cached |")
-        say("|---|---|---|---|---|---|")
         result |= compare_stages(folder)
-        say("\n| encoding, clips/s | one at a time | batched | ratio |\n|---|---|---|---|")
-        result["encoding"] = {}
-        for name, where, count in (("full size", folder, BATCH), ("mini", None, 64)):
-            one, many = (alone(measure.encoding, where, n, count) for n in (1, count))
-            result["encoding"][name] = {
-                "one_at_a_time_clips_per_s": one["clips_per_s"],
-                "batched_clips_per_s": many["clips_per_s"],
-                "batch": count,
-                "one_at_a_time_peak_gb": one["peak_gb"],
-                "batched_peak_gb": many["peak_gb"],
-            }
-            ratio = many["clips_per_s"] / one["clips_per_s"]
-            say(f"| {name} | {one['clips_per_s']:.2f} | {many['clips_per_s']:.2f} | {ratio:.2f} |")
-
-    per_clip = result["stage1"]["cache_bytes_per_clip"]
-    estimate = result["stage1"]["estimated_cache_bytes_per_clip"]
-    result["valor_32k_cache_gb"] = {
-        "estimated": VALOR_32K * estimate / 1e9,
-        "from_files": VALOR_32K * per_clip / 1e9,
-    }
-    say(f"\ncache of VALOR-32K: {result['valor_32k_cache_gb']}")
-
-    say("\n| head, batch 8 | every position | answers | ratio of time |\n|---|---|---|---|")
-    heads = {}
-    for tokens in (75, 150, 300):
-        full, few = (alone(measure.head, tokens, every) for every in (True, False))
-        heads[tokens] = {"full_gb": full["gb"], "answer_only_gb": few["gb"]}
-        ratio = full["seconds"] / few["seconds"]
-        say(f"| {tokens} tokens | {full['gb']:.2f} GB | {few['gb']:.2f} GB | {ratio:.0f} |")
-    result["answer_only_logits"] = {**heads[300], "by_tokens": heads}
-
-    say("\n| stage 2 step | GFLOP | GFLOP/s | of the peak | where its time goes |")
-    say("|---|---|---|---|---|")
-    for size, batch, tokens in (("mini", 64, 8), ("mid", 8, 128)):
-        step = alone(measure.stage_2_step, size, batch, tokens, True)
-        step["peak_fraction"] = step["gflops"] / peak
-        result["stage2"][size] = step
-        shares = ", ".join(f"{k} {100 * v:.0f} %" for k, v in step["time_share"].items())
-        say(
-            f"| {size}, batch {batch} | {step['gflop']:.1f} | {step['gflops']:.1f} | "
-            f"{100 * step['peak_fraction']:.0f} % | {shares} |"
-        )
-    result["stage2"]["peak_fraction"] = result["stage2"]["mid"]["peak_fraction"]
-
-    result["cost"] = {
-        "clips": {n: alone(measure.encoding, None, 32, n)["seconds"] for n in (32, 64, 128, 256)},
-        "tokens": {
-            2 * n: alone(measure.stage_2_step, "mid", 8, n)["seconds"] for n in (16, 64, 128, 256)
-        },
-        "batch": {n: alone(measure.stage_2_step, "mid", n, 128)["seconds"] for n in (2, 4, 8, 16)},
-    }
-    for what, row in result["cost"].items():
-        say(f"seconds against {what}: " + ", ".join(f"{k}: {v:.2f}" for k, v in row.items()))
+        result["encoding"] = compare_batches(folder)
+    sizes = ("estimated_cache_bytes_per_clip", "cache_bytes_per_clip")
+    announced, written = (VALOR_32K * result["stage1"][key] / 1e9 for key in sizes)
+    result["valor_32k_cache_gb"] = {"estimated": announced, "from_files": written}
+    heads = compare_heads()
+    result["answer_only_logits"] = {**heads["300"], "by_tokens": heads}
+    result["stage2"] |= rates(peak)
+    result["cost"] = costs()
     (ROOT / "benchmarks" / "efficiency.json").write_text(json.dumps(result, indent=2) + "\n")
     draw(result, ROOT / "imgs" / "efficiency.png")
+    print(tables(result))
 
 
 def draw(result: dict, path: Path) -> None:

@@ -55,12 +55,13 @@ def full_logits(
     tokens = torch.cat([media.to(said.dtype), question.to(said.dtype), said], dim=1)
     real = torch.cat([batch.mask.new_ones(media.shape[:2]), batch.mask, batch.answer_mask], dim=1)
     labels = torch.full(real.shape, -100, device=real.device)
-    labels[:, -batch.answer_ids.shape[1] :] = batch.answer_ids.masked_fill(~batch.answer_mask, -100)
+    labels[:, -batch.answer_ids.shape[1] :] = batch.answer_ids
+    labels = labels.masked_fill(~real, -100)
+    order = real.long().argsort(dim=1, descending=True, stable=True)  # padding goes to the end
     out = system.foundation.language_model(
-        inputs_embeds=tokens,
-        attention_mask=real.long(),
-        position_ids=real.cumsum(1).sub(1).clamp(min=0),
-        labels=labels,
+        inputs_embeds=tokens.gather(1, order[..., None].expand_as(tokens)),
+        attention_mask=real.gather(1, order).long(),
+        labels=labels.gather(1, order),
         use_cache=False,
     )
     return out.loss

@@ -200,7 +200,8 @@ def training_loader(
 
 
 def in_order(data: Dataset, collate: Collate, batch: int, workers: int = 0) -> DataLoader:
-    """All rows once, in order, the last batch as short as it comes."""
+    """All rows once, in order, the last batch as short as it comes; with several processes
+    Accelerate fills it up with the first rows, which `gather_for_metrics` drops again."""
     options = loading(0 if data.kept else workers)
     options["persistent_workers"] = options["num_workers"] > 0  # it is read again and again
     return DataLoader(data, batch_size=batch, collate_fn=collate, **options)

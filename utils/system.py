@@ -103,7 +103,7 @@ class System(nn.Module):
         return self.text_receiver(self.channel(sent, snr_db, mask, noise))
 
 
-def noise(seed: int, accelerator: Accelerator) -> torch.Generator:
+def noise_source(seed: int, accelerator: Accelerator) -> torch.Generator:
     """A source of channel noise that repeats, another one in each process."""
     seed = seed * accelerator.num_processes + accelerator.process_index
     return torch.Generator(accelerator.device).manual_seed(seed)

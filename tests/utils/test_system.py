@@ -14,12 +14,12 @@ from benchmarks import steps
 from modules.losses import info_nce, masked_mean, reconstruction
 from tests.utils.tiny import NoHostData, NoHostSync
 from utils.clips import Batch
-from utils.system import build_system, noise
+from utils.system import build_system, noise_source
 
 
 def noise_of_one(seed: int) -> torch.Generator:
     """The channel noise of a run in one process."""
-    return noise(seed, Accelerator(cpu=True))
+    return noise_source(seed, Accelerator(cpu=True))
 
 
 def clips(system, batch: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -224,7 +224,7 @@ def test_noise_is_another_in_each_process():
 
     def draw(seed, processes, index):
         alike = SimpleNamespace(num_processes=processes, process_index=index, device="cpu")
-        return tuple(torch.randn(4, generator=noise(seed, alike)).tolist())
+        return tuple(torch.randn(4, generator=noise_source(seed, alike)).tolist())
 
     for processes in (1, 2, 4):
         drawn = [draw(seed, processes, i) for seed in range(5) for i in range(processes)]
