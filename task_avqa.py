@@ -54,6 +54,7 @@ class Config:
     lora_targets: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])  # the paper's
     batch: int = 64  # questions, over all processes; paper: 8
     accumulate: int = 1  # batches a step
+    group_by_length: bool = False  # questions of like length share a batch: less padding, less mix
     steps: int = 600  # paper: 300
     lr: float = 3e-3  # AdamW, peak; paper: 1e-4
     lr_min: float = 1e-6  # end of the cosine
@@ -188,7 +189,7 @@ def main(config: Config) -> None:
         model, optimizer, loader = accelerator.prepare(
             system,
             torch.optim.AdamW(system.trainable(), lr=config.lr),
-            training_loader(clips["train"], collate, config, by_length=True),
+            training_loader(clips["train"], collate, config, config.group_by_length),
         )
         schedule = CosineAnnealingLR(optimizer.optimizer, config.steps, config.lr_min)
         source, validation = noise_source(config.seed, accelerator), []
@@ -228,8 +229,7 @@ def main(config: Config) -> None:
     model, validation = train(system, log, blind=False)
     about = {"task": "avqa", "config": plain(config), "models": models_used(config)}
     about |= {"step": config.steps, "init_sha256": sha256(config.init)}
-    checkpoint = Path(config.out) / f"{name}.pth"
-    save_checkpoint(checkpoint, system.transceivers, system.lora, about, writes=is_main)
+    save_checkpoint(Path(f"{log.stem}.pth"), system.transceivers, system.lora, about, is_main)
     blind = None
     if config.question_only:
         other = begin()

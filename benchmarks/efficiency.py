@@ -1,4 +1,4 @@
-"""What clips, steps and logits cost: `python benchmarks/efficiency.py`, some 12 minutes on 2 cores.
+"""What clips, steps and logits cost: `python benchmarks/efficiency.py`, some 25 minutes on 2 cores.
 
 Everything is measured in one run, each measurement in a process of its own so that its peak memory
 is its own, on models of the published sizes with random weights (benchmarks/full_size.py). The

@@ -1,10 +1,12 @@
 """The README's claims that code can check."""
 
+import json
 import re
 from pathlib import Path
 
 import task_align
 import task_avqa
+from benchmarks import efficiency
 from utils import shapes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,3 +42,11 @@ def test_scripts_stay_short():
     """A task script is what a reader opens first."""
     for name in ("task_align.py", "task_avqa.py"):
         assert len((ROOT / name).read_text().splitlines()) < 270
+
+
+def test_speed_tables_are_those_last_measured():
+    """Every figure of the README's section on speed is what the benchmark left."""
+    result = json.loads((ROOT / "benchmarks" / "efficiency.json").read_text())
+    lines = (ROOT / "README.md").read_text().splitlines()
+    for line in efficiency.tables(result).splitlines():
+        assert line in lines

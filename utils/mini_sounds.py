@@ -27,12 +27,23 @@ def _plucked(rng, hz, seconds, damping, brightness, body):
     return string + body * lfilter([1.0], [1, -1.96, 0.972], string) * 0.05
 
 
+def _sines(phase, hz, most):
+    """sin(2 pi k phase) for k = 1, 2, ... up to `most`, below the Nyquist frequency for the pitch
+    `hz`; `phase` is in cycles. Each comes from the two before it, which saves most of the time."""
+    before, now = np.zeros_like(phase), np.sin(2 * np.pi * phase)
+    twice_cosine = 2 * np.cos(2 * np.pi * phase)
+    for k in range(1, most + 1):
+        if k * hz >= 0.45 * SAMPLE_RATE:
+            return
+        yield now
+        before, now = now, twice_cosine * now - before
+
+
 def _harmonics(hz, t, weights, phase):
-    """Sum of the harmonics of `hz` below the Nyquist frequency; `phase` is in cycles."""
+    """Sum of the harmonics of `hz`; `phase` is in cycles."""
     out = np.zeros_like(t)
-    for k, weight in enumerate(weights, start=1):
-        if k * hz < 0.45 * SAMPLE_RATE:
-            out += weight * np.sin(2 * np.pi * k * phase)
+    for weight, sine in zip(weights, _sines(phase, hz, len(weights)), strict=False):
+        out += weight * sine
     return out
 
 
@@ -67,10 +78,13 @@ def _brass(rng, hz, seconds):
     t = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     swell = _envelope(t, 0.05, 0.07)
     out = np.zeros_like(t)
-    # Upper harmonics come in as the tone grows louder: the mark of brass (Risset, 1966).
-    for k in range(1, 25):
-        if k * hz < 0.45 * SAMPLE_RATE:
-            out += swell ** (1 + 0.4 * k) / k**0.5 * np.sin(2 * np.pi * k * hz * t)
+    # Upper harmonics come in as the tone grows louder: the mark of brass (Risset, 1966). The k-th
+    # grows with the swell to the power of 1 + 0.4 k.
+    rise = swell**0.4
+    loudness = swell * rise
+    for k, sine in enumerate(_sines(hz * t, hz, 24), start=1):
+        out += loudness / k**0.5 * sine
+        loudness = loudness * rise
     return out
 
 

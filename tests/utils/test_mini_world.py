@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 
+from utils import mini_sounds
 from utils.datasets import QUESTION_TYPES, parse_question, read_music_avqa, read_valor, with_media
 from utils.mini_scenes import DURATION, INSTRUMENTS, UNSEEN_PAIRS, draw_scene, has_unseen_pair
 from utils.mini_sounds import SAMPLE_RATE, performer_sound, render_sound
@@ -184,3 +185,14 @@ def test_prepare_writes_the_published_layout_and_refuses_another_world(tmp_path)
         assert before == {p: p.stat().st_mtime_ns for p in root.rglob("*.mp4")}
         with pytest.raises(ValueError, match="another seed or size"):
             prepare(tmp_path, dataset, (5, 2, 2), workers=1)
+
+
+@pytest.mark.parametrize("hz", [98.0, 440.0, 3000.0])
+def test_harmonics_are_the_sines_they_stand_for(hz):
+    """The recurrence gives each sine of a wavering pitch closely, up to the Nyquist bound."""
+    t = np.arange(8000) / mini_sounds.SAMPLE_RATE
+    phase = hz * t + 0.01 * np.sin(2 * np.pi * 5 * t)
+    found = list(mini_sounds._sines(phase, hz, 24))
+    assert len(found) == min(24, int(0.45 * mini_sounds.SAMPLE_RATE / hz))
+    for k, sine in enumerate(found, start=1):
+        np.testing.assert_allclose(sine, np.sin(2 * np.pi * k * phase), atol=1e-9)
