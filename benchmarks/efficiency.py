@@ -212,6 +212,7 @@ def draw(result: dict, path: Path) -> None:
     twin = axes[3].twiny()
     twin.plot(list(batches), list(batches.values()), "s--", color="C1", label="against batch")
     twin.set_xlabel("batch", color="C1")
+    axes[3].set_ylim(0, 1.1 * max(*row.values(), *batches.values()))
     axes[3].set_xlabel("media tokens of a clip (batch 8)", color="C0")
     figure.suptitle(result["device"], fontsize=9)
     figure.savefig(path, dpi=120)

@@ -1,9 +1,9 @@
 """The measurements of benchmarks/efficiency.py, each a function run in a process of its own."""
 
 import os
-import resource
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -56,10 +56,20 @@ def seconds(run: Callable, least: float = 2.0, times: int = 3) -> float:
 
 
 def peak_gb() -> float:
-    """The most memory so far: of the accelerator if there is one, else resident in this process."""
+    """The most memory since `reset_peak`, or since the start: of the accelerator if there is one,
+    else resident in this process (Linux)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+
+
+def reset_peak() -> None:
+    """Forget the peak so far: from here it is what is held now."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def alone(function: Callable, *args) -> dict:
@@ -69,6 +79,7 @@ def alone(function: Callable, *args) -> dict:
 
 
 def _measured(function: Callable, args: tuple) -> dict:
+    warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32, as in the scripts
@@ -200,6 +211,7 @@ def head(tokens: int, every: bool, batch: int = 8, answer: int = 4, hidden: int 
     weight = torch.randn(full_size.VOCABULARY, hidden, device=device()).div_(hidden**0.5)
     states = torch.randn(batch, tokens, hidden, device=device(), requires_grad=True)
     target = torch.randint(full_size.VOCABULARY, (batch, answer), device=device())
+    reset_peak()
     before = peak_gb()
 
     def run() -> None:
