@@ -20,9 +20,11 @@ import task_align
 import task_avqa
 from benchmarks import full_size, steps
 from utils import clips
-from utils.clips import Batch, ClipTokens, Collate, training_loader
+from utils.clips import Batch, Collate, training_loader
 from utils.datasets import read_music_avqa, read_valor
-from utils.feature_cache import cache_folder, cache_tokens, clip_bytes, missing, model_fingerprint
+from utils.encoding import encode_clips
+from utils.feature_cache import clip_bytes
+from utils.processes import start
 from utils.system import System, build_system
 
 BATCH = 4  # clips of the comparison with encoding at every step
@@ -154,23 +156,19 @@ def cached(folder: Path, stage: str) -> dict:
     """Tokens read from files of a warm disk cache, through the scripts' loader and losses."""
     clips.IN_MEMORY = 0  # as for a data set that does not fit
     system, optimizer = ready(folder, stage)
-    config, (read, loss_of, _) = config_of(folder, stage), STAGES[stage]
+    read, loss_of, _ = STAGES[stage]
+    config = replace(
+        config_of(folder, stage),
+        cache=str(folder / "cache"),
+        encode_batch=BATCH,
+        steps=10,
+        workers=0,
+    )
     root, rows = folder / "data", read(folder / "data", "train")[0]
-    names, folders, taken, size = [row.video_id for row in rows], {}, 0.0, 0
-    models = {"visual": config.visual_encoder, "audio": config.audio_encoder}
-    for kind, tx in (("visual", system.img_tx), ("audio", system.audio_tx)):
-        frames = getattr(tx.encoder.config, "num_frames", 0)
-        key = cache_folder(folder / "cache" / stage, model_fingerprint(models[kind]), tx, frames)
-        folders[kind] = key
-        todo, _ = missing(system.readers[kind], key, root, names)
-        began = time.perf_counter()
-        cache_tokens(tx, system.readers[kind], key, todo, device(), BATCH, workers=0)
-        taken += time.perf_counter() - began
-        size += len(names) * clip_bytes(tx)
-    system.release_encoders()
-    on_disk = sum(f.stat().st_blocks * 512 for k in folders.values() for f in k.iterdir())
-    data, collate = ClipTokens(rows, folders), Collate(system.tokenizer)
-    config = replace(config, steps=10, workers=0)
+    estimate = sum(clip_bytes(tx) for tx in (system.img_tx, system.audio_tx))
+    data = encode_clips(system, config, root, {"train": rows}, start(config))["train"]
+    files = [file for kind in data.folders.values() for file in kind.iterdir()]
+    collate = Collate(system.tokenizer)
 
     def epoch() -> None:
         for batch in training_loader(data, collate, config):
@@ -178,9 +176,8 @@ def cached(folder: Path, stage: str) -> dict:
 
     return {
         "clips_per_s": 10 * BATCH / seconds(epoch),
-        "caching_clips_per_s": len(names) / taken,
-        "estimated_cache_bytes": size,
-        "cache_bytes": on_disk,
+        "estimated_cache_bytes": len(rows) * estimate,
+        "cache_bytes": sum(file.stat().st_blocks * 512 for file in files),
     }
 
 
