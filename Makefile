@@ -1,13 +1,17 @@
-# make demo: the whole system on the mini world. make test: the tests. Each installs what it needs.
+# make demo: the whole system on the mini world. make figures: the sweeps, with error bars.
+# make test: the tests. Each installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo figures test lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python task_align.py
 	$(BIN)/python task_avqa.py
+
+figures: $(VENV)/ready
+	$(BIN)/python benchmarks/sweeps.py
 
 test: $(VENV)/ready lint
 	$(BIN)/python -m pytest

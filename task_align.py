@@ -5,6 +5,7 @@ against each clip's caption (VALOR-32K) plus text reconstruction. arXiv 2505.078
     python task_align.py                        the mini world, made when missing
     python task_align.py --preset paper         the published models and data
     python task_align.py --temperature 0.03     every field below is a flag
+    python task_align.py --temperatures 0.03 0.07 0.13   a run each, fine-tuned, compared and drawn
 """
 
 PRESET = "mini"  # "mini" (embedded world, any machine) or "paper"; edit here, or say --preset
@@ -42,15 +43,22 @@ class Config:
     # Channel and receiver
     channel: str = "awgn"  # awgn, rayleigh, rician or none; paper: awgn
     snr_db: float = 10.0  # dB, training and evaluation; paper: 10
+    snr_range: list[float] = field(  # dB, lowest and highest: each training clip draws its own
+        default_factory=list
+    )
     receiver_width: int = 512  # hidden units of a receiver; paper: 1024
 
     # Loss and optimisation
-    temperature: float = 0.07  # tau of InfoNCE; paper: 0.07, swept over 0.03, 0.07, 0.13
+    temperature: float = 0.07  # tau of InfoNCE; paper: 0.07
+    temperatures: list[float] = field(  # a sweep instead of one run; paper: 0.03, 0.07, 0.13
+        default_factory=list
+    )
     one_way: bool = False  # modality to text alone instead of both directions
-    reconstruction_weight: float = 1.0  # of the text reconstruction beside the two InfoNCE
+    contrastive_weight: float = 1.0  # of the two InfoNCE
+    reconstruction_weight: float = 1.0  # of the text reconstruction
     batch: int = 64  # clips that are told apart, over all processes; paper: 32
     accumulate: int = 1  # batches a step
-    steps: int = 600  # paper: 500
+    steps: int = 300  # paper: 500
     lr: float = 3e-3  # AdamW, peak; paper: 1e-4
     lr_min: float = 1e-6  # end of the cosine; paper: 1e-6
     clip: float = 0.0  # largest norm of a step's gradient; 0 leaves it as it is
@@ -58,7 +66,7 @@ class Config:
 
     # Output folders
     out: str = "checkpoint"
-    figures: str = "imgs"
+    figures: str = "imgs"  # or none
 
 
 PRESETS = {
@@ -82,7 +90,7 @@ PRESETS = {
 }
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> dict | None:
     import math
     from pathlib import Path
 
@@ -97,12 +105,17 @@ def main(config: Config) -> None:
     from utils.config import plain
     from utils.datasets import read_splits, read_valor
     from utils.encoding import encode_clips
-    from utils.metrics import recall_at_1
+    from utils.metrics import geometry, retrieval
     from utils.mini_world import prepare
     from utils.processes import start
     from utils.run_log import RunLog
     from utils.system import build_system, models_used, noise_source
+    from utils.tsne import side_by_side
 
+    if config.temperatures:
+        from benchmarks.sweeps import temperatures
+
+        return temperatures(config)
     accelerator = start(config)  # of one process, or of all that `accelerate launch` started
     is_main = accelerator.is_main_process
     name = config.name or f"align-{config.preset}-tau{config.temperature:g}"
@@ -117,12 +130,13 @@ def main(config: Config) -> None:
     clips = encode_clips(system, config, root, rows, accelerator)
 
     def forward(system, batch, noise):
-        """Three users send their tokens at config.snr_db, the base station restores them."""
+        """Three users send their tokens, the base station restores them."""
         batch = system.encode(batch)  # in the cache already, or now
-        visual = system.receive_visual(batch.visual, config.snr_db, noise)
-        audio = system.receive_audio(batch.audio, config.snr_db, noise)
+        snr_db = system.training_snr(len(batch.ids), noise)  # dB, one number or (batch,)
+        visual = system.receive_visual(batch.visual, snr_db, noise)
+        audio = system.receive_audio(batch.audio, snr_db, noise)
         sent = system.foundation.embed(batch.ids)  # (batch, text tokens, hidden)
-        text = system.receive_text(sent, batch.mask, config.snr_db, noise)
+        text = system.receive_text(sent, batch.mask, snr_db, noise)
         features = {
             "visual": system.img_tx.features(visual),  # (batch, hidden), the class token
             "audio": system.audio_tx.features(audio),  # (batch, hidden), class and distillation
@@ -134,8 +148,8 @@ def main(config: Config) -> None:
             "audio_to_text": info_nce(features["audio"], *against_text),
             "reconstruction": reconstruction(text, sent, batch.mask),
         }
-        contrastive = losses["visual_to_text"] + losses["audio_to_text"]
-        total = contrastive + config.reconstruction_weight * losses["reconstruction"]
+        total = config.contrastive_weight * (losses["visual_to_text"] + losses["audio_to_text"])
+        total = total + config.reconstruction_weight * losses["reconstruction"]
         return {"loss": total, **losses}, features
 
     @torch.inference_mode()
@@ -164,7 +178,7 @@ def main(config: Config) -> None:
     _, before = evaluate("test")
     source = noise_source(config.seed, accelerator)
     validation = []
-    bar = tqdm(loader, f"aligning at {config.snr_db:g} dB", unit="batch", disable=not is_main)
+    bar = tqdm(loader, f"aligning {name}", unit="batch", disable=not is_main)
     for number, batch in enumerate(bar):
         step = number // config.accumulate + 1
         with accelerator.accumulate(model):
@@ -180,55 +194,56 @@ def main(config: Config) -> None:
             if step % config.validate_every == 0 or step == config.steps:
                 validation.append((step, evaluate("val")[0]["loss"]))
 
-    checkpoint = Path(config.out) / f"{name}.pth"
     about = {"task": "align", "config": plain(config), "models": models_used(config)}
     about["step"] = config.steps
-    save_checkpoint(checkpoint, system.transceivers, None, about, writes=is_main)
+    save_checkpoint(log.path(".pth"), system.transceivers, None, about, writes=is_main)
 
     test_loss, after = evaluate("test")
-    accelerator.end_training()
     if not is_main:
-        return
+        return None
     texts = [row.text for row in clips["test"].rows]
-    retrieval = {
-        "audio_to_text_r1": recall_at_1(after["audio"], after["text"], texts),
-        "visual_to_text_r1": recall_at_1(after["visual"], after["text"], texts),
-        "chance_r1": 1 / len(set(texts)),
-        "n": len(texts),
-    }
-    log.read()
-    keys = ["loss", "visual_to_text", "audio_to_text", "reconstruction"]
-    stem, shown = Path(config.figures) / name, 150
-    figures = [
-        plots.loss_curve(log.rows, validation, keys, Path(f"{stem}-loss.png"), "token alignment"),
-        plots.tsne_before_after(
-            {k: v[:shown].numpy() for k, v in before.items()},
-            {k: v[:shown].numpy() for k, v in after.items()},
-            config.seed,
-            Path(f"{stem}-tsne.png"),
-            f"t-SNE of {min(shown, len(texts))} held-out clips at {config.snr_db:g} dB",
-        ),
-    ]
-    log.finish(
+    ids = [row.video_id for row in clips["test"].rows]
+    log.save_features({"before": before, "after": after}, ids)
+    found, figures = retrieval(after, texts), []
+    if config.figures != "none":
+        log.read()
+        keys = ["loss", "visual_to_text", "audio_to_text", "reconstruction"]
+        stem, shown = Path(config.figures) / log.stem.name, 150
+        title = f"t-SNE of {min(shown, len(texts))} held-out clips at {config.snr_db:g} dB"
+        columns = {
+            f"{when} alignment": {k: v[:shown].numpy() for k, v in features.items()}
+            for when, features in (("before", before), ("after", after))
+        }
+        figures = [
+            plots.loss_curve(log.rows, validation, keys, Path(f"{stem}-loss.png"), "alignment"),
+            side_by_side(columns, ids[:shown], config.seed, Path(f"{stem}-tsne.png"), title),
+        ]
+    metrics = log.finish(
         {
             "task": "align",
             "preset": config.preset,
             "config": plain(config),
             "steps": config.steps,
             "loss": log.ends(),
+            "validation_loss": validation,
             "held_out_loss": test_loss,
             "log_batch": math.log(min(config.batch, len(texts))),
-            "retrieval": retrieval,
+            "retrieval": found,
+            "features": {
+                "before": {**retrieval(before, texts), **geometry(before)},
+                "after": {**found, **geometry(after)},
+            },
             "annotations": {split: vars(file) for split, file in files.items()},
             "clips": {split: len(part) for split, part in clips.items()},
             "figures": figures,
         }
     )
     print(
-        f"held-out clips ({len(texts)}): R@1 visual to text {retrieval['visual_to_text_r1']:.3f}, "
-        f"audio to text {retrieval['audio_to_text_r1']:.3f}, chance {retrieval['chance_r1']:.4f}"
+        f"held-out clips ({len(texts)}): R@1 visual to text {found['visual_to_text_r1']:.3f}, "
+        f"audio to text {found['audio_to_text_r1']:.3f}, chance {found['chance_r1']:.4f}"
     )
-    print("look at:", checkpoint, f"{config.out}/{name}.json", *figures, sep="\n  ")
+    print("look at:", log.path(".pth"), log.path(".json"), *figures, sep="\n  ")
+    return metrics
 
 
 if __name__ == "__main__":

@@ -42,6 +42,15 @@ class Config:
     # Channel and receiver
     channel: str = "awgn"  # awgn, rayleigh, rician or none; paper: awgn
     snr_db: float = 12.0  # dB, training; paper: 12
+    snr_range: list[float] = field(  # dB, lowest and highest: each training clip draws its own
+        default_factory=list
+    )
+    question_snr_db: float | None = None  # dB, of the question alone; None: as its clip's
+    modalities: list[str] = (
+        field(  # sent of a clip, noise in place of the rest; none: question only
+            default_factory=lambda: ["visual", "audio"]
+        )
+    )
     test_snr_db: list[float] = field(  # dB, the sweep; the training SNR is always tested
         default_factory=lambda: [-12.0, -6.0, 0.0, 6.0, 12.0, 18.0]
     )
@@ -58,17 +67,17 @@ class Config:
     steps: int = 600  # paper: 300
     lr: float = 3e-3  # AdamW, peak; paper: 1e-4
     lr_min: float = 1e-6  # end of the cosine
-    clip: float = 0.0  # largest norm of a step's gradient; 0 leaves it as it is
+    clip: float = 0.5  # largest norm of a step's gradient; paper preset: 0, as it is
     gradient_checkpointing: bool = False  # less memory: layers are computed again going backward
     compile: bool = False  # the language model's layers, by torch.compile
     validate_every: int = 100  # steps
-    question_only: bool = True  # also train the blind baseline, as long and from the same start
+    question_only: bool = True  # also run the blind baseline: the same with --modalities none
     answer_tokens: int = 8  # most tokens of a generated answer
     test_batch: int = 256  # questions a generation call; paper preset: 32
 
     # Output folders
     out: str = "checkpoint"
-    figures: str = "imgs"
+    figures: str = "imgs"  # or none
 
 
 PRESETS = {
@@ -89,12 +98,14 @@ PRESETS = {
         batch=8,
         steps=300,
         lr=1e-4,
+        clip=0.0,
         test_batch=32,
     ),
 }
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> dict | None:
+    from dataclasses import replace
     from pathlib import Path
 
     import torch
@@ -103,14 +114,14 @@ def main(config: Config) -> None:
     from tqdm import tqdm
 
     from utils.avqa_report import report
-    from utils.checkpoints import load_parts, made_with, require, save_checkpoint, sha256
+    from utils.checkpoints import load_parts, require, save_checkpoint, sha256
     from utils.clips import Collate, in_order, training_loader
     from utils.config import plain
     from utils.datasets import read_music_avqa, read_splits
     from utils.encoding import encode_clips
     from utils.mini_world import prepare
     from utils.processes import start
-    from utils.run_log import RunLog
+    from utils.run_log import RunLog, finished
     from utils.system import build_system, models_used, noise_source
 
     accelerator = start(config)  # of one process, or of all that `accelerate launch` started
@@ -123,141 +134,117 @@ def main(config: Config) -> None:
     if config.preset == "mini":
         with accelerator.main_process_first():
             prepare(root.parent, root.name, config.mini_clips, workers=config.workers)
+
+    # The system as stage 1 left it, with fresh LoRA weights.
+    system = build_system(config)
+    if config.init != "none":
+        load_parts(config.init, system.transceivers)
+    system.foundation.add_lora(
+        config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets
+    )
+    if config.gradient_checkpointing:
+        system.foundation.save_memory()
+    if config.compile:
+        system.foundation.compile()
     rows, files, total = read_splits(read_music_avqa, root)
-
-    def begin():
-        """The system as stage 1 left it, with fresh LoRA weights."""
-        system = build_system(config)
-        if config.init != "none":
-            load_parts(config.init, system.transceivers)
-        system.foundation.add_lora(
-            config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets
-        )
-        if config.gradient_checkpointing:
-            system.foundation.save_memory()
-        if config.compile:
-            system.foundation.compile()
-        return system
-
-    system = begin()
     clips = encode_clips(system, config, root, rows, accelerator)
-    collate = Collate(system.tokenizer)
-    held_out = {
-        s: accelerator.prepare(in_order(clips[s], collate, config.test_batch, config.workers))
-        for s in ("val", "test")
-    }
 
-    def receive(system, batch, snr_db, noise, blind):
+    def receive(system, batch, snr_db, noise):
         """Three users send picture, sound and question at snr_db; what the base station reads."""
         batch = system.encode(batch)  # in the cache already, or now
-        seen, heard = batch.visual, batch.audio
-        if blind:  # the question-only baseline: noise of the same power in place of the clip
-            seen = torch.randn(seen.shape, generator=noise, device=seen.device)
-            heard = torch.randn(heard.shape, generator=noise, device=heard.device)
+        seen, heard = system.shown(batch, config.modalities, noise)
         visual = system.receive_visual(seen, snr_db, noise)
         audio = system.receive_audio(heard, snr_db, noise)
         media = torch.cat([visual, audio], dim=1)  # (batch, 1 + visual + 2 + audio, hidden)
         sent = system.foundation.embed(batch.ids)  # (batch, question tokens, hidden)
-        question = system.receive_text(sent, batch.mask, snr_db, noise)
+        asked_at = snr_db if config.question_snr_db is None else config.question_snr_db
+        question = system.receive_text(sent, batch.mask, asked_at, noise)
         return media, question
 
-    def answer_loss(system, batch, noise, blind):
-        media, question = receive(system, batch, config.snr_db, noise, blind)
+    def answer_loss(system, batch, noise):
+        snr_db = system.training_snr(len(batch.ids), noise)  # dB, one number or (batch,)
+        media, question = receive(system, batch, snr_db, noise)
         return system.foundation.answer_loss(
             media, question, batch.mask, batch.answer_ids, batch.answer_mask
         )
 
-    def answers(system, batch, snr_db, noise, blind):
-        media, question = receive(system, batch, snr_db, noise, blind)
+    def answers(system, batch, snr_db, noise):
+        media, question = receive(system, batch, snr_db, noise)
         end = system.tokenizer.eos_token_id
         ids = system.foundation.generate(media, question, batch.mask, end, config.answer_tokens)
         return system.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     @torch.inference_mode()
-    def validation_loss(model, blind):
+    def validation_loss():
         source, losses, tokens = noise_source(config.seed, accelerator), [], []
         model.eval()
         for batch in held_out["val"]:
-            losses.append(model(answer_loss, batch, source, blind))
+            losses.append(model(answer_loss, batch, source))
             tokens.append(accelerator.reduce(batch.answer_mask.sum()))
         model.train()
         losses, tokens = torch.stack(losses), torch.stack(tokens)
         return ((losses * tokens).sum() / tokens.sum()).item()
 
-    def train(system, log, blind):
-        """Fine-tune projections, receivers and LoRA on the answer tokens."""
-        model, optimizer, loader = accelerator.prepare(
-            system,
-            torch.optim.AdamW(system.trainable(), lr=config.lr),
-            training_loader(clips["train"], collate, config, config.group_by_length),
-        )
-        schedule = CosineAnnealingLR(optimizer.optimizer, config.steps, config.lr_min)
-        source, validation = noise_source(config.seed, accelerator), []
-        set_seed(config.seed, device_specific=True)  # of LoRA's dropout
-        label = "question-only baseline" if blind else f"fine-tuning at {config.snr_db:g} dB"
-        bar = tqdm(loader, label, unit="batch", disable=not is_main)
-        model.train()
-        for number, batch in enumerate(bar):
-            step = number // config.accumulate + 1
-            with accelerator.accumulate(model):
-                loss = model(answer_loss, batch, source, blind)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients and config.clip:
-                    accelerator.clip_grad_norm_(system.trainable(), config.clip)
-                optimizer.step()
-                optimizer.zero_grad()
-            log.add(step, {"loss": loss}, bar)
-            if accelerator.sync_gradients:
-                schedule.step()
-                if step % config.validate_every == 0 or step == config.steps:
-                    validation.append((step, validation_loss(model, blind)))
-        log.read()
-        return model, validation
-
     @torch.inference_mode()
-    def predict(model, snr_db, blind=False):
+    def predict(snr_db):
         """The test questions' answers, generated from what arrives at snr_db."""
         source, said = noise_source(config.seed, accelerator), []
         label = f"testing at {snr_db:g} dB"
         model.eval()
         for batch in tqdm(held_out["test"], label, unit="batch", leave=False, disable=not is_main):
-            part = model(answers, batch, snr_db, source, blind)
+            part = model(answers, batch, snr_db, source)
             said += accelerator.gather_for_metrics(part, use_gather_object=True)
         return said
 
-    log = RunLog(Path(config.out) / name, writes=is_main)
-    model, validation = train(system, log, blind=False)
+    # Fine-tune projections, receivers and LoRA on the answer tokens.
+    collate = Collate(system.tokenizer)
+    model, optimizer, loader, *others = accelerator.prepare(
+        system,
+        torch.optim.AdamW(system.trainable(), lr=config.lr),
+        training_loader(clips["train"], collate, config, config.group_by_length),
+        *(in_order(clips[s], collate, config.test_batch, config.workers) for s in ("val", "test")),
+    )
+    held_out = dict(zip(("val", "test"), others, strict=True))
+    schedule = CosineAnnealingLR(optimizer.optimizer, config.steps, config.lr_min)
+    log, validation = RunLog(Path(config.out) / name, writes=is_main), []
+    source = noise_source(config.seed, accelerator)
+    set_seed(config.seed, device_specific=True)  # of LoRA's dropout
+    bar = tqdm(loader, f"fine-tuning {name}", unit="batch", disable=not is_main)
+    model.train()
+    for number, batch in enumerate(bar):
+        step = number // config.accumulate + 1
+        with accelerator.accumulate(model):
+            loss = model(answer_loss, batch, source)
+            accelerator.backward(loss)
+            if accelerator.sync_gradients and config.clip:
+                accelerator.clip_grad_norm_(system.trainable(), config.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+        log.add(step, {"loss": loss}, bar)
+        if accelerator.sync_gradients:
+            schedule.step()
+            if step % config.validate_every == 0 or step == config.steps:
+                validation.append((step, validation_loss()))
     about = {"task": "avqa", "config": plain(config), "models": models_used(config)}
     about |= {"step": config.steps, "init_sha256": sha256(config.init)}
-    save_checkpoint(Path(f"{log.stem}.pth"), system.transceivers, system.lora, about, is_main)
-    blind = None
-    if config.question_only:
-        other = begin()
-        if config.cache != "none":
-            other.release_encoders()
-        kept = Path(config.out) / f"{name}-question-only.pth"
-        if made_with(kept, about):  # the same baseline stands from an earlier run
-            load_parts(kept, other.transceivers, other.lora)
-            blind = accelerator.prepare(other)
-        else:
-            baseline_log = RunLog(kept.with_suffix(""), writes=is_main)
-            blind, _ = train(other, baseline_log, blind=True)
-            save_checkpoint(kept, other.transceivers, other.lora, about, writes=is_main)
+    save_checkpoint(log.path(".pth"), system.transceivers, system.lora, about, is_main)
 
     # The test split is read here, once, after every choice was made.
-    levels = sorted({*config.test_snr_db, config.snr_db})
-    predictions = {snr: predict(model, snr) for snr in levels}
-    blind_answers = predict(blind, config.snr_db, blind=True) if blind is not None else None
-    accelerator.end_training()
+    predictions = {snr: predict(snr) for snr in sorted({*config.test_snr_db, config.snr_db})}
+    baseline = None
+    if config.question_only and config.modalities != ["none"]:
+        blind = replace(config, modalities=["none"], question_only=False, test_snr_db=[])
+        blind = replace(blind, name=f"{name}-question-only", figures="none")
+        baseline = finished(blind) or main(blind)
     if not is_main:
-        return
-    report(
+        return None
+    return report(
         log,
         config,
-        f"{config.figures}/{name}",
         questions={split: part.rows for split, part in clips.items()},
-        answers=(predictions, blind_answers),
-        validation=validation,
+        answers=predictions,
+        baseline=baseline,
+        about={"validation_loss": validation, "init_sha256": about["init_sha256"]},
         files=files,
         total=total,
     )

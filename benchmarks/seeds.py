@@ -1,25 +1,31 @@
 """Both stages over several seeds, mean and spread: `python benchmarks/seeds.py`.
 
-Runs task_align.py and task_avqa.py as a user would, one seed after the other, on the same clips,
-and keeps finished runs. Writes benchmarks/seeds.json and prints the tables of the README.
+Runs task_align.py and task_avqa.py with each seed on the same clips, several at a time, and keeps
+finished runs. Writes benchmarks/seeds.json and prints the tables of the README.
 """
 
 import argparse
 import json
-import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.sweeps import fill_caches  # noqa: E402
+from task_align import PRESETS as ALIGN  # noqa: E402
+from task_avqa import PRESETS as AVQA  # noqa: E402
+from utils.runs import Run, run_all  # noqa: E402
 
 
-def run(script: str, name: str, *flags: str) -> dict:
-    """Run a script under a name unless its metrics stand; returns them."""
-    metrics = ROOT / "checkpoint" / f"{name}.json"
-    if not metrics.exists():
-        command = [sys.executable, script, "--name", name, "--figures", "checkpoint/seeds", *flags]
-        subprocess.run(command, cwd=ROOT, check=True)
-    return json.loads(metrics.read_text())
+def both_stages(seed: int) -> tuple[Run, Run]:
+    """The demo's two runs with another seed."""
+    changes = {"seed": seed, "figures": "none"}
+    align = replace(ALIGN["mini"], name=f"seeds/align-{seed}", **changes)
+    avqa = replace(AVQA["mini"], name=f"seeds/avqa-{seed}", **changes)
+    avqa = replace(avqa, init=f"{align.out}/{align.name}.pth")
+    return Run("task_align", align), Run("task_avqa", avqa, after=align.name)
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -35,12 +41,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     seeds = parser.parse_args().seeds
-    align, avqa = [], []
-    for seed in seeds:
-        align.append(run("task_align.py", f"seeds/align-{seed}", "--seed", str(seed)))
-        start = f"checkpoint/seeds/align-{seed}.pth"
-        flags = ("--seed", str(seed), "--init", start)
-        avqa.append(run("task_avqa.py", f"seeds/avqa-{seed}", *flags))
+    runs = [both_stages(seed) for seed in seeds]
+    fill_caches([run.config for pair in runs for run in pair])
+    metrics = run_all([run for pair in runs for run in pair], label="seeds")
+    align, avqa = ([metrics[run.name] for run in stage] for stage in zip(*runs, strict=True))
 
     retrieval = {k: [r["retrieval"][k] for r in align] for k in align[0]["retrieval"]}
     held_out = {

@@ -15,6 +15,28 @@ from torch import Tensor, nn
 KINDS = ("awgn", "rayleigh", "rician", "none")
 
 
+class TrainingSNR:
+    """The SNR at which training clips are sent.
+
+    Args:
+        snr_db: dB, of every clip.
+        snr_range: empty, or [lowest, highest] in dB: each clip then draws its own, uniformly.
+    """
+
+    def __init__(self, snr_db: float, snr_range: list[float] | None = None):
+        if snr_range and not (len(snr_range) == 2 and snr_range[0] <= snr_range[1]):
+            raise ValueError(f"snr_range {snr_range}: must be the lowest and highest SNR in dB")
+        self.snr_db, self.snr_range = snr_db, snr_range
+
+    def __call__(self, clips: int, generator: torch.Generator | None = None) -> float | Tensor:
+        """dB, one number or one a clip (clips,)."""
+        if not self.snr_range:
+            return self.snr_db
+        low, high = self.snr_range
+        device = generator.device if generator is not None else None
+        return low + (high - low) * torch.rand(clips, generator=generator, device=device)
+
+
 class Channel(nn.Module):
     """Sends tokens at a given SNR; holds no weights.
 

@@ -1,5 +1,7 @@
 """The token transmitter of a user device: frozen encoder, token compression, projection."""
 
+from copy import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -39,9 +41,19 @@ class TokenTransmitter(nn.Module):
             self.encoder.eval()  # a frozen encoder draws no dropout
         return self
 
-    @torch.no_grad()  # not inference_mode: `forward` trains on what this gives
     def encode(self, inputs: Tensor, windows: list[int] | None = None) -> Tensor:
-        """Compressed encoder tokens, (clips, special + length, encoder width).
+        """Compressed encoder tokens, (clips, special + length, encoder width); arguments as
+        `read`."""
+        return self.compress(self.read(inputs, windows))
+
+    def compress(self, clips: list[Tensor]) -> Tensor:
+        """What `read` gave, compressed and put together: (clips, special + length, width)."""
+        return torch.cat([compress(c, self.length, self.special, self.compression) for c in clips])
+
+    @torch.no_grad()  # not inference_mode: `forward` trains on what this gives
+    def read(self, inputs: Tensor, windows: list[int] | None = None) -> list[Tensor]:
+        """All encoder tokens of whole clips, (clips, special + patches, encoder width); in parts
+        of one clip where clips have several windows, and so as many patches as they are long.
 
         Args:
             inputs: what the encoder reads: ViViT (clips, frames, 3, height, width); AST
@@ -56,14 +68,19 @@ class TokenTransmitter(nn.Module):
             tokens = self.encoder(inputs).last_hidden_state  # (rows, special + patches, width)
         tokens = tokens.float()
         if windows is None or max(windows) == 1:
-            return compress(tokens, self.length, self.special, self.compression)
+            return [tokens]
         clips = []
         for clip in tokens.split(windows):  # (windows, special + patches, width)
             special = clip[:, : self.special].mean(dim=0)
             patches = clip[:, self.special :].flatten(0, 1)
-            joined = torch.cat([special, patches])[None]
-            clips.append(compress(joined, self.length, self.special, self.compression))
-        return torch.cat(clips)
+            clips.append(torch.cat([special, patches])[None])
+        return clips
+
+    def compressing(self, length: int, compression: str) -> "TokenTransmitter":
+        """This transmitter with another compression; encoder and projection are shared."""
+        other = copy(self)
+        other.length, other.compression = length, compression
+        return other
 
     def forward(self, encoded: Tensor) -> Tensor:
         """Project (batch, special + length, encoder width) to (batch, special + length, hidden)."""

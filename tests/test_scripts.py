@@ -122,6 +122,7 @@ def test_a_second_run_repeats_the_first_from_the_cache(folder, aligned):
         ("task_align.py", ("--steps", "many"), "--steps"),
         ("task_align.py", ("--preset", "paper", "--data", "nowhere"), "models/vivit-b-16x2"),
         ("task_align.py", ("--channel", "tin-can"), "tin-can"),
+        ("task_align.py", ("--snr_range", "5", "-5"), "snr_range"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, name, flags, says):
@@ -130,3 +131,20 @@ def test_mistakes_end_in_one_line(tmp_path, name, flags, says):
     assert done.returncode in (1, 2)
     assert "Traceback" not in done.stderr
     assert says in done.stderr.strip().splitlines()[-1]
+
+
+def test_stage_2_with_one_modality_over_a_range_of_snr(folder, aligned):
+    """Flags with hyphens or underscores, negative numbers, noise in place of the sound, and a
+    question that arrives without noise; no figure is drawn where none is wanted."""
+    start = str(folder / "checkpoint/align-mini-tau0.07.pth")
+    flags = ("--steps", "2", "--batch", "8", "--question_only", "false", "--test_snr_db", "-6")
+    flags += ("--modalities", "visual", "--snr-range", "-6", "12", "--question-snr-db", "100")
+    flags += ("--name", "part/robust", "--init", start, "--figures", "none")
+    done = script("task_avqa.py", folder, *flags)
+    metrics = json.loads((folder / "checkpoint/part/robust.json").read_text())
+    assert metrics["config"]["modalities"] == ["visual"]
+    assert metrics["config"]["snr_range"] == [-6, 12]
+    assert metrics["config"]["question_snr_db"] == 100
+    assert metrics["accuracy_by_snr"].keys() == {"-6", "12"}
+    assert metrics["figures"] == [] and set(metrics["baselines"]) == {"majority"}
+    assert "robust.json" in done.stdout and not Path(folder / "none").exists()

@@ -79,48 +79,51 @@ def draw_figures(
 def report(
     log: RunLog,
     config: Any,
-    stem: str,
     questions: dict[str, list[Question]],
-    answers: tuple[dict[float, list[str]], list[str] | None],
-    validation: list[tuple[int, float]],
+    answers: dict[float, list[str]],
+    baseline: dict | None,
+    about: dict,
     files: dict[str, AnnotationFile],
     total: dict[str, int],
-) -> None:
-    """Score the test split beside its baselines, print, draw, and write R.json.
+) -> dict:
+    """Score the test split beside its baselines, print, draw, and write R.json, which it returns.
 
     Args:
         log: of the training run.
         config: the run's hyperparameters.
-        stem: of the figures' paths.
         questions: of each split, those that have media.
-        answers: to the test questions at each SNR, and the question-only baseline's.
-        validation: (step, loss).
+        answers: to the test questions, by SNR in dB.
+        baseline: what the question-only run wrote, if there was one.
+        about: more to write, `validation_loss` as (step, loss) among it.
         files, total: each split's annotation file and number of questions.
     """
-    asked, (predictions, blind) = questions["test"], answers
-    said = predictions[config.snr_db]
+    asked, said = questions["test"], answers[config.snr_db]
     accuracy = score(said, asked)
     majority = majority_right(majority_answers(questions["train"]), asked)
     baselines = {"majority": accuracy_report(asked, majority)}
-    if blind is not None:
-        baselines["question_only"] = score(blind, asked)
-    by_snr = {f"{snr:g}": score(part, asked)["overall"] for snr, part in predictions.items()}
+    if baseline is not None:
+        baselines["question_only"] = baseline["accuracy"]
+    by_snr = {f"{snr:g}": score(part, asked)["overall"] for snr, part in answers.items()}
     print_accuracies(accuracy, baselines, by_snr)
-    figures = draw_figures(
-        stem,
-        losses=(log.rows, validation),
-        accuracies=(accuracy, baselines, by_snr),
-        examples=example_clips(Path(config.data), asked, said),
-        snr_db=config.snr_db,
-    )
-    log.finish(
+    figures = []
+    if config.figures != "none":
+        log.read()
+        figures = draw_figures(
+            str(Path(config.figures) / log.stem.name),
+            losses=(log.rows, about["validation_loss"]),
+            accuracies=(accuracy, baselines, by_snr),
+            examples=example_clips(Path(config.data), asked, said),
+            snr_db=config.snr_db,
+        )
+    print("look at:", log.path(".pth"), log.path(".json"), *figures, sep="\n  ")
+    return log.finish(
         {
             "task": "avqa",
             "preset": config.preset,
             "config": plain(config),
             "steps": config.steps,
             "loss": log.ends(),
-            "validation_loss": validation,
+            **about,
             "accuracy": accuracy,
             "baselines": {k: each["overall"] for k, each in baselines.items()},
             "baselines_by_type": {k: each["by_type"] for k, each in baselines.items()},
@@ -130,4 +133,3 @@ def report(
             "figures": figures,
         }
     )
-    print("look at:", f"{log.stem}.pth", f"{log.stem}.json", *figures, sep="\n  ")

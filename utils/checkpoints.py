@@ -119,8 +119,3 @@ def sha256(path: str | Path) -> str | None:
     """A file's hash; None if there is no such file."""
     path = Path(path)
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-def made_with(path: Path, about: dict) -> bool:
-    """Whether a checkpoint stands that was made with exactly these facts."""
-    return path.is_file() and load_checkpoint(path).get("about") == about

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NoReturn
 
+from torch import distributed as dist
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
@@ -40,12 +41,17 @@ def plain(config: Any) -> dict:
     return json.loads(json.dumps(vars(config), default=str))
 
 
+def quieten() -> None:
+    """No messages about which a user can do nothing."""
+    logging.disable_progress_bar()  # of loading weights, which takes no time worth a bar
+    # peft asks transformers by a name that is going.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+
+
 def run(main: Callable, presets: dict[str, Any], default: str, doc: str | None) -> None:
     """Run a task script; what a user can cause ends in one line instead of a traceback."""
     config = parse_config(presets, default, doc)
-    logging.disable_progress_bar()  # of loading weights, which takes no time worth a bar
-    # peft asks transformers by a name that is going; nothing a user can do about it.
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    quieten()
     try:
         main(config)
     except (FileNotFoundError, ValueError) as error:  # of data, media and checkpoints as well
@@ -54,3 +60,6 @@ def run(main: Callable, presets: dict[str, Any], default: str, doc: str | None) 
         fail(f"{error.filename or 'output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         fail("interrupted", status=130)
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,5 +1,6 @@
 """Every clip is encoded once, before training, or at every step in a run without a cache."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from utils.clips import ClipMedia, ClipTokens
 from utils.datasets import DataError
 from utils.feature_cache import (
+    Job,
     cache_folder,
     cache_tokens,
     check_space,
@@ -19,19 +21,30 @@ from utils.feature_cache import (
 from utils.processes import merge, share, total
 from utils.system import System
 
+# Visual tokens, audio tokens and compression, for which clips are cached.
+Way = tuple[int, int, str]
+
 
 def encode_clips(
-    system: System, config: Any, root: Path, rows: dict[str, list], accelerator: Accelerator
+    system: System,
+    config: Any,
+    root: Path,
+    rows: dict[str, list],
+    accelerator: Accelerator,
+    also: Sequence[Way] = (),
 ) -> dict[str, ClipTokens | ClipMedia]:
     """The rows of every split with their clips' tokens; bad clips are listed and left out.
 
     Each process encodes its share of what is not cached yet; then the encoders are released.
-    With `--cache none` clips are only checked here, and encoded at every step.
+    With `--cache none` clips are only checked here, and encoded at every step. Compressions named
+    in `also` are cached along, at no further call of the encoders.
     """
     video_ids = [row.video_id for split in rows.values() for row in split]
     video_ids = share(list(dict.fromkeys(video_ids)), accelerator)
-    fill = check_clips if config.cache == "none" else fill_cache
-    folders, bad = fill(system, config, root, video_ids, accelerator)
+    if config.cache == "none":
+        folders, bad = check_clips(system, config, root, video_ids, accelerator)
+    else:
+        folders, bad = fill_cache(system, config, root, video_ids, accelerator, also)
     bad = merge(bad)  # which also waits for all processes
     if bad:
         listed = "\n".join(f"  {video_id}: {reason}" for video_id, reason in sorted(bad.items()))
@@ -50,28 +63,39 @@ def encode_clips(
 
 
 def fill_cache(
-    system: System, config: Any, root: Path, video_ids: list[str], accelerator: Accelerator
+    system: System,
+    config: Any,
+    root: Path,
+    video_ids: list[str],
+    accelerator: Accelerator,
+    also: Sequence[Way] = (),
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """Encode the clips that are not cached; the cache's folders, and the bad clips."""
-    encoders = {
-        "visual": (system.img_tx, config.visual_encoder),
-        "audio": (system.audio_tx, config.audio_encoder),
-    }
-    folders, jobs, bad, size = {}, {}, {}, 0
-    for kind, (tx, model) in encoders.items():
+    transmitters = {"visual": system.img_tx, "audio": system.audio_tx}
+    models = {"visual": config.visual_encoder, "audio": config.audio_encoder}
+    folders, ways, jobs, bad, size = {}, {}, {}, {}, 0
+    for i, (kind, tx) in enumerate(transmitters.items()):
         frames = getattr(tx.encoder.config, "num_frames", 0)
-        cache = Path(config.cache) / root.name
-        folders[kind] = cache_folder(cache, model_fingerprint(model), tx, frames)
-        jobs[kind], lost = missing(system.readers[kind], folders[kind], root, video_ids)
-        bad |= lost
-        size += total(len(jobs[kind])) * clip_bytes(tx)
+        fingerprint = model_fingerprint(models[kind])
+        wanted: dict[str, Job] = {}
+        ways[kind] = {}
+        for way in (tx, *(tx.compressing(w[i], w[2]) for w in also)):
+            folder = cache_folder(Path(config.cache) / root.name, fingerprint, way, frames)
+            if folder in ways[kind]:
+                continue
+            ways[kind][folder] = way
+            todo, lost = missing(system.readers[kind], folder, root, video_ids)
+            wanted |= {job.video_id: job for job in todo}
+            bad |= lost
+            size += total(len(todo)) * clip_bytes(way)
+        folders[kind] = next(iter(ways[kind]))
+        jobs[kind] = list(wanted.values())
     if size:
         accelerator.print(f"the cache grows by {check_space(Path(config.cache), size)}", flush=True)
-    for kind, (tx, _) in encoders.items():
+    for kind in transmitters:
         bad |= cache_tokens(
-            tx,
+            ways[kind],
             system.readers[kind],
-            folders[kind],
             jobs[kind],
             accelerator.device,
             config.encode_batch,

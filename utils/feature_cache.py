@@ -209,9 +209,8 @@ def unreadable(
 
 @torch.inference_mode()
 def cache_tokens(
-    tx: TokenTransmitter,
+    ways: dict[Path, TokenTransmitter],
     reader: Reader,
-    folder: Path,
     todo: list[Job],
     device: torch.device,
     batch: int = 32,
@@ -220,18 +219,24 @@ def cache_tokens(
 ) -> dict[str, str]:
     """Encode clips and keep their tokens; returns the bad clips with their reasons.
 
+    `ways` holds a folder for each compression, with a transmitter; they share the encoder, which
+    reads a clip once for all of them.
+
     Clips are read in loader workers, encoded in batches and written by a thread beside, each as
     soon as it is done, so that an interrupted run goes on where it stopped.
     """
     bad: dict[str, str] = {}
     if not todo:
         return bad
-    folder.mkdir(parents=True, exist_ok=True)
+    for folder in ways:
+        folder.mkdir(parents=True, exist_ok=True)
+    tx = next(iter(ways.values()))
     tx.encoder.to(device)
 
-    def keep(jobs: list[Job], tokens: Tensor) -> None:
-        for job, clip in zip(jobs, tokens, strict=True):
-            write_whole(folder / f"{job.video_id}.safetensors", packed(clip, job.stamp))
+    def keep(jobs: list[Job], tokens: dict[Path, Tensor]) -> None:
+        for folder, clips in tokens.items():
+            for job, clip in zip(jobs, clips, strict=True):
+                write_whole(folder / f"{job.video_id}.safetensors", packed(clip, job.stamp))
 
     name = type(tx.encoder).__name__.removesuffix("Model")
     bar = tqdm(
@@ -242,10 +247,11 @@ def cache_tokens(
         for inputs, good, failed in media_batches(reader, [j.path for j in todo], batch, workers):
             bad |= {todo[i].video_id: reason for i, reason in failed}
             if inputs is not None:
-                tokens = tx.encode(inputs.to(device, non_blocking=True), [rows for _, rows in good])
+                clips = tx.read(inputs.to(device, non_blocking=True), [rows for _, rows in good])
+                tokens = {f: way.compress(clips).half().cpu() for f, way in ways.items()}
                 if writing is not None:
                     writing.result()  # a full disk shows here
-                writing = disk.submit(keep, [todo[i] for i, _ in good], tokens.half().cpu())
+                writing = disk.submit(keep, [todo[i] for i, _ in good], tokens)
             bar.update(len(good) + len(failed))
         if writing is not None:
             writing.result()

@@ -4,7 +4,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from sklearn.metrics import silhouette_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -24,6 +26,53 @@ def recall_at_1(queries: Tensor, gallery: Tensor, texts: Sequence[str]) -> float
     rows = torch.tensor(sorted(set(first.values())))
     scores = normalize(queries.float(), dim=-1) @ normalize(gallery.float()[rows], dim=-1).T
     return (rows[scores.argmax(dim=1).cpu()] == own).float().mean().item()
+
+
+def retrieval(features: dict[str, Tensor], texts: Sequence[str]) -> dict[str, float]:
+    """R@1 from audio and from visual features (clips, hidden) to captions, beside chance."""
+    return {
+        "audio_to_text_r1": recall_at_1(features["audio"], features["text"], texts),
+        "visual_to_text_r1": recall_at_1(features["visual"], features["text"], texts),
+        "chance_r1": 1 / len(set(texts)),
+        "n": len(texts),
+    }
+
+
+def geometry(features: dict[str, Tensor]) -> dict[str, float]:
+    """How the modalities lie on the unit sphere in numbers, since a picture of it deceives.
+
+    Args:
+        features: (clips, hidden) under `visual`, `audio` and `text`; row i of each is clip i.
+
+    Returns:
+        For visual and audio features `gap_*`: distance between their centroid and the captions'
+        (Liang et al., 2022), and `alignment_*`: mean squared distance of a clip from its caption.
+        For all three `uniformity_*`: log of the mean of exp(-2 d^2) over pairs of clips, lower is
+        more even (both Wang and Isola, 2020). `silhouette`: of the modalities as clusters, 1 apart,
+        0 mixed.
+    """
+    unit = {k: normalize(v.float(), dim=-1) for k, v in features.items()}
+    centre = {k: v.mean(dim=0) for k, v in unit.items()}
+    media = [k for k in unit if k != "text"]
+    labels = np.repeat(list(unit), [len(v) for v in unit.values()])
+    apart = {k: (unit[k] - unit["text"]).square().sum(dim=-1).mean().item() for k in media}
+    return {
+        **{f"gap_{k}": (centre[k] - centre["text"]).norm().item() for k in media},
+        **{f"alignment_{k}": value for k, value in apart.items()},
+        **{f"uniformity_{k}": uniformity(v) for k, v in unit.items()},
+        # A cluster of one has no inside; by convention its silhouette is 0.
+        "silhouette": float(silhouette_score(torch.cat(list(unit.values())).numpy(), labels))
+        if len(labels) > len(unit)
+        else 0.0,
+    }
+
+
+def uniformity(unit: Tensor) -> float:
+    """log of the mean of exp(-2 d^2) over all pairs of rows (clips, hidden) of length 1; 0 for one
+    clip or clips that coincide."""
+    if len(unit) < 2:
+        return 0.0
+    return torch.pdist(unit).square().mul(-2).exp().mean().log().item()
 
 
 def normalise_answer(text: str) -> str:

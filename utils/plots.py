@@ -1,5 +1,6 @@
 """The figures of a run, readable at the size a README shows them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -8,18 +9,30 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from sklearn.manifold import TSNE
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#999999"
+# Their yellow, which is hard to see on white, is left out.
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9", "#000000")
 MODALITY_STYLE = {"visual": (BLUE, "o"), "audio": (ORANGE, "^"), "text": (GREEN, "s")}
 
 
-def _save(figure: Figure, path: Path) -> str:
+def save(figure: Figure, path: Path) -> str:
+    """Write the figure as PNG, and as PDF (vector) beside it; returns the PNG's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")
+    # Without a date, equal figures are equal files.
+    figure.savefig(path.with_suffix(".pdf"), bbox_inches="tight", metadata={"CreationDate": None})
     plt.close(figure)
     return str(path)
+
+
+def band(axis: plt.Axes, x: Sequence[float], curve: dict, colour: str, label: str, **style) -> None:
+    """A curve of `mean` with its 95 % interval, `ci95` (None where there is one seed)."""
+    mean = np.array(curve["mean"], float)
+    width = np.array([w or 0.0 for w in curve["ci95"]])
+    axis.plot(x, mean, color=colour, label=label, **style)
+    axis.fill_between(x, mean - width, mean + width, color=colour, alpha=0.15, linewidth=0)
 
 
 def loss_curve(
@@ -39,40 +52,7 @@ def loss_curve(
     axis.set(xlabel="step", ylabel="loss (nats)", title=title)
     axis.legend()
     axis.grid(alpha=0.3)
-    return _save(figure, path)
-
-
-def tsne_points(features: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """t-SNE of all modalities together: each (clips, hidden) becomes (clips, 2).
-
-    Features are compared by their direction, as the contrastive loss does. The perplexity adapts
-    to few clips.
-    """
-    stacked = np.concatenate([f / (np.linalg.norm(f, axis=1, keepdims=True) + 1e-12)
-                              for f in features.values()])  # fmt: skip
-    perplexity = min(30.0, max(1.0, (len(stacked) - 1) / 3))
-    points = TSNE(perplexity=perplexity, random_state=seed, init="pca").fit_transform(stacked)
-    ends = np.cumsum([len(f) for f in features.values()])[:-1]
-    return dict(zip(features, np.split(points, ends), strict=True))
-
-
-def tsne_before_after(
-    before: dict[str, np.ndarray], after: dict[str, np.ndarray], seed: int, path: Path, title: str
-) -> str:
-    """Held-out clips before and after alignment, a thin line from each clip to its caption."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.4))
-    for axis, features, name in zip(axes, (before, after), ("before", "after"), strict=True):
-        points = tsne_points(features, seed)
-        for modality in ("visual", "audio"):
-            for a, b in zip(points[modality], points["text"], strict=True):
-                axis.plot(*zip(a, b, strict=True), color=GREY, lw=0.25, alpha=0.5, zorder=0)
-        for modality, xy in points.items():
-            colour, marker = MODALITY_STYLE[modality]
-            axis.scatter(*xy.T, s=12, c=colour, marker=marker, label=modality, linewidths=0)
-        axis.set(title=f"{name} alignment", xticks=[], yticks=[])
-    axes[0].legend(markerscale=1.8)
-    figure.suptitle(title)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def accuracy_by_type(
@@ -90,7 +70,7 @@ def accuracy_by_type(
     axis.set(ylabel="accuracy (%)", ylim=(0, 100), title=title)
     axis.legend(ncols=3, fontsize=8)
     axis.grid(alpha=0.3, axis="y")
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def accuracy_by_snr(curves: dict[str, dict[str, float]], trained_at: float, path: Path) -> str:
@@ -104,7 +84,7 @@ def accuracy_by_snr(curves: dict[str, dict[str, float]], trained_at: float, path
     axis.set(xlabel="test SNR (dB)", ylabel="accuracy (%)", ylim=(0, 100))
     axis.legend()
     axis.grid(alpha=0.3)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def examples(clips: list[tuple[np.ndarray, np.ndarray, list[str]]], path: Path) -> str:
@@ -127,4 +107,4 @@ def examples(clips: list[tuple[np.ndarray, np.ndarray, list[str]]], path: Path) 
         row[0].axis("off")
         row[2].axis("off")
     figure.tight_layout()
-    return _save(figure, path)
+    return save(figure, path)

@@ -7,13 +7,34 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from utils.checkpoints import sha256
+from utils.config import plain
 from utils.files import write_whole
+
+# What does not change a run's result: where things lie and how the work is shared out.
+PLACES = ("name", "out", "figures", "cache", "workers", "encode_batch", "question_only")
+
+
+def finished(config: Any) -> dict | None:
+    """The metrics of the run `config.name` if it ended with these hyperparameters, from the same
+    checkpoint, and its weights stand; else None."""
+    stem = Path(config.out) / config.name
+    try:
+        metrics = json.loads(stem.with_name(stem.name + ".json").read_text())
+        same = all(metrics["config"][k] == v for k, v in plain(config).items() if k not in PLACES)
+        same &= metrics.get("init_sha256") == sha256(getattr(config, "init", "none"))
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or of other hyperparameters
+        return None
+    return metrics if same and stem.with_name(stem.name + ".pth").is_file() else None
 
 
 class RunLog:
@@ -30,6 +51,20 @@ class RunLog:
         if writes:
             stem.parent.mkdir(parents=True, exist_ok=True)
             self.events = SummaryWriter(str(stem))
+
+    def path(self, suffix: str) -> Path:
+        """The run's file of this suffix."""
+        return self.stem.with_name(self.stem.name + suffix)
+
+    def save_features(self, sets: dict[str, dict[str, Tensor]], ids: list[str]) -> None:
+        """Write R.features.safetensors: `SET.MODALITY` (clips, hidden) in half precision, and the
+        clips' ids in its metadata; figures are drawn from it without the model."""
+        tensors = {
+            f"{name}.{modality}": values.half().contiguous()
+            for name, features in sets.items()
+            for modality, values in features.items()
+        }
+        write_whole(self.path(".features.safetensors"), save(tensors, {"ids": json.dumps(ids)}))
 
     def add(self, step: int, values: dict[str, Tensor], bar: tqdm | None = None) -> None:
         """Losses of a step; of the batches that one step accumulates, their mean is kept."""
@@ -70,11 +105,20 @@ class RunLog:
         writer = csv.DictWriter(table, list(self.rows[0]))
         writer.writeheader()
         writer.writerows(self.rows)
-        write_whole(self.stem.with_name(self.stem.name + ".csv"), table.getvalue())
+        write_whole(self.path(".csv"), table.getvalue())
         whole = {**metrics, "seconds": time.time() - self.began, "peak_rss_mb": peak_rss_mb()}
-        path = self.stem.with_name(self.stem.name + ".json")
-        write_whole(path, json.dumps(whole, indent=2) + "\n")
+        write_whole(self.path(".json"), json.dumps(whole, indent=2) + "\n")
         return whole
+
+
+def read_features(path: Path) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
+    """What `RunLog.save_features` wrote: sets of features by modality, and the clips' ids."""
+    sets: dict[str, dict[str, Tensor]] = {}
+    with safe_open(path, "pt") as file:
+        for key in file.keys():  # noqa: SIM118 (no mapping)
+            name, modality = key.split(".")
+            sets.setdefault(name, {})[modality] = file.get_tensor(key).float()
+        return sets, json.loads(file.metadata()["ids"])
 
 
 def peak_rss_mb() -> float:

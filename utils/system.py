@@ -8,13 +8,24 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from modules.channel import Channel
+from modules.channel import Channel, TrainingSNR
 from modules.foundation_model import FoundationModel
 from modules.token_receiver import TokenReceiver
 from modules.token_transmitter import TokenTransmitter
 from utils.clips import Batch
 from utils.feature_cache import Reader
 from utils.pretrained import load_ast, load_language_model, load_vivit, revision
+
+# What encoders put in front of the patch tokens: ViViT a class token, AST class and distillation.
+SPECIAL = {"visual": 1, "audio": 2}
+
+
+def check_modalities(modalities: list[str]) -> None:
+    """ValueError unless they are among `visual` and `audio`, or `none` alone."""
+    if modalities != ["none"] and not set(modalities) <= SPECIAL.keys():
+        raise ValueError(
+            f"modalities {' '.join(modalities)}: choose from {', '.join(SPECIAL)}, or none alone"
+        )
 
 
 class System(nn.Module):
@@ -37,9 +48,10 @@ class System(nn.Module):
         self.foundation = FoundationModel(language_model)
         self.text_scale = self.foundation.embedding_rms()
         hidden, how = self.foundation.hidden, config.compression
-        self.img_tx = TokenTransmitter(vivit, 1, hidden, config.visual_tokens, how)
-        self.audio_tx = TokenTransmitter(ast, 2, hidden, config.audio_tokens, how)
+        self.img_tx = TokenTransmitter(vivit, SPECIAL["visual"], hidden, config.visual_tokens, how)
+        self.audio_tx = TokenTransmitter(ast, SPECIAL["audio"], hidden, config.audio_tokens, how)
         self.channel = Channel(config.channel)
+        self.snr_db, self._draw_snr = config.snr_db, TrainingSNR(config.snr_db, config.snr_range)
 
         def receiver() -> TokenReceiver:
             return TokenReceiver(hidden, config.receiver_width, self.text_scale)
@@ -81,6 +93,23 @@ class System(nn.Module):
         audio = self.audio_tx.encode(batch.audio, batch.windows)  # (batch, 2 + length, width)
         return replace(batch, visual=visual, audio=audio, windows=None)
 
+    def training_snr(self, clips: int, noise: torch.Generator) -> float | Tensor:
+        """dB; over a range of SNRs one a clip (clips,) in training, but the one SNR in evaluation,
+        so that losses compare."""
+        return self._draw_snr(clips, noise) if self.training else self.snr_db
+
+    def shown(
+        self, batch: Batch, modalities: list[str], noise: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The clips' visual and audio tokens; noise of the same power stands for a modality that
+        is not among `modalities`, so that only what it says is missing."""
+        return tuple(
+            tokens
+            if name in modalities
+            else torch.randn(tokens.shape, generator=noise, device=tokens.device)
+            for name, tokens in (("visual", batch.visual), ("audio", batch.audio))
+        )
+
     def release_encoders(self) -> None:
         """Forget the encoders, whose work is done once every clip is cached."""
         self.img_tx.encoder = self.audio_tx.encoder = None
@@ -111,6 +140,7 @@ def noise_source(seed: int, accelerator: Accelerator) -> torch.Generator:
 
 def build_system(config: Any) -> System:
     """Load the frozen models and make the trained parts, initialised from `config.seed`."""
+    check_modalities(getattr(config, "modalities", []))
     torch.manual_seed(config.seed)
     return System(
         config,

@@ -185,6 +185,32 @@ def test_second_run_encodes_nothing(run):
     assert len(run.files()) == 2 * 4
 
 
+def test_several_compressions_cost_one_encoding(run):
+    """A sweep over compressions and lengths encodes each clip once; each of them then finds in the
+    cache, to the last bit, what it would have written by itself."""
+    rows = {"train": captions(*CLIPS)}
+    ways = [(4, 4, "sliding_window"), (2, 4, "uniform"), (1, 3, "sliding_window")]
+    system = build_system(run.config)
+    encoded = []
+    for tx in (system.img_tx, system.audio_tx):
+        tx.encoder.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
+    encode_clips(system, run.config, run.root, rows, run.accelerator, also=ways)
+    assert sum(encoded) == 4 + 7
+    assert len(run.files()) == 2 * 3 * len(CLIPS)
+    together = run.config.cache
+    for visual, audio, how in ways:
+        changes = {"visual_tokens": visual, "audio_tokens": audio, "compression": how}
+        run.config = replace(run.config, cache=together, **changes)
+        _, clips, count = run.encode(rows)
+        assert count == 0
+        run.config = replace(run.config, cache=f"{together}-{visual}-{audio}")
+        _, alone, count = run.encode(rows)
+        assert count == 4 + 7
+        for a, b in zip(clips["train"], alone["train"], strict=True):
+            assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+            assert len(a[0]) == 1 + visual and len(a[1]) == 2 + audio
+
+
 def test_space_is_checked_before_anything_is_encoded(run, monkeypatch, capsys):
     """What the cache will take is said, and refused at once where the disk is too small; a cache
     that is full already needs no space."""

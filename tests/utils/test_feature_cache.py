@@ -83,9 +83,8 @@ class Cache:
         before = self.encoded
         todo, bad = missing(self.readers[kind], self.folder, self.root, list(names))
         bad |= cache_tokens(
-            self.tx[kind],
+            {self.folder: self.tx[kind]},
             self.readers[kind],
-            self.folder,
             todo,
             torch.device("cpu"),
             batch=batch,

@@ -6,11 +6,14 @@ import torch
 from utils.datasets import QUESTION_TYPES, Question
 from utils.metrics import (
     accuracy_report,
+    geometry,
     is_right,
     majority_answers,
     majority_right,
     normalise_answer,
     recall_at_1,
+    retrieval,
+    uniformity,
 )
 
 
@@ -159,3 +162,58 @@ def test_majority_answers():
     assert by_type == [True, True, False, True, True]  # a tie: no comes before yes
     by_all = majority_right(majority_answers(train, "all"), test, "all")
     assert by_all == [True, False, True, False, True]
+
+
+def directions(*angles):
+    """Unit vectors in the plane, (clips, 2), of any length."""
+    angles = torch.tensor(angles)
+    return 3 * torch.stack([angles.cos(), angles.sin()], dim=1)
+
+
+def test_geometry_of_features_that_coincide():
+    """Modalities that say the same have no gap and no distance, and form no clusters."""
+    same = directions(0.0, 1.0, 2.0, 4.0)
+    found = geometry({"visual": same, "audio": 2 * same, "text": same})
+    for key in ("gap_visual", "gap_audio", "alignment_visual", "alignment_audio"):
+        assert found[key] == pytest.approx(0, abs=1e-6)
+    assert found["uniformity_text"] == found["uniformity_audio"]
+    assert found["silhouette"] < 0
+
+
+def test_geometry_by_hand():
+    """Centroids, distances and silhouette of features that lie at known angles."""
+    pi = torch.pi
+    found = geometry({
+        "visual": directions(pi, pi),
+        "audio": directions(pi / 2, pi / 2),
+        "text": directions(0.0, 0.0),
+    })  # fmt: skip
+    assert found["gap_visual"] == pytest.approx(2, abs=1e-5)
+    assert found["gap_audio"] == pytest.approx(2**0.5, abs=1e-5)
+    assert found["alignment_visual"] == pytest.approx(4, abs=1e-5)
+    assert found["alignment_audio"] == pytest.approx(2, abs=1e-5)
+    assert found["uniformity_visual"] == pytest.approx(0, abs=1e-5)
+    assert found["silhouette"] == pytest.approx(1, abs=1e-5)
+
+
+def test_uniformity_by_hand():
+    """Opposite points lie at a distance of 2: exp(-8) each."""
+    assert uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])) == pytest.approx(-8)
+    spread = torch.nn.functional.normalize(torch.randn(200, 16), dim=-1)
+    assert uniformity(spread) < uniformity(spread.abs()) < 0
+    assert uniformity(spread[:1]) == 0
+
+
+def test_retrieval_is_both_modalities_beside_chance():
+    """R@1 of each modality; equal captions count once in chance."""
+    text = torch.eye(4)
+    found = retrieval({"visual": text, "audio": text.roll(1, 0), "text": text}, list("abca"))
+    assert found["visual_to_text_r1"] == 1 and found["chance_r1"] == 1 / 3 and found["n"] == 4
+    assert found["audio_to_text_r1"] < 0.5
+
+
+def test_geometry_of_one_clip():
+    """A single held-out clip has a gap and a distance; there is nothing to cluster or spread."""
+    found = geometry({m: directions(float(i)) for i, m in enumerate(("visual", "audio", "text"))})
+    assert found["silhouette"] == 0 and found["uniformity_text"] == 0
+    assert found["gap_visual"] ** 2 == pytest.approx(found["alignment_visual"])

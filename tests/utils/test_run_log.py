@@ -7,7 +7,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from utils.run_log import RunLog
+from utils.run_log import RunLog, read_features
 
 
 def losses(step, part):
@@ -78,3 +78,16 @@ def test_losses_are_kept_without_their_graph(tmp_path):
     log = RunLog(tmp_path / "run")
     log.add(1, losses(1, 0))
     assert not any(value.requires_grad for _, row in log.waiting for value in row.values())
+
+
+def test_features_are_kept_with_their_clips(tmp_path):
+    """Figures are drawn from what a run saved: each set by modality, in the clips' order."""
+    rows = torch.arange(6.0).reshape(3, 2)
+    sets = {"before": {"visual": rows, "text": -rows}, "after": {"visual": 2 * rows, "text": rows}}
+    log, ids = RunLog(tmp_path / "run"), ["-a", "ü", "0003"]
+    log.save_features(sets, ids)
+    found, names = read_features(log.path(".features.safetensors"))
+    assert names == ids and found.keys() == sets.keys()
+    for name, features in sets.items():
+        for modality, values in features.items():
+            assert torch.equal(found[name][modality], values)

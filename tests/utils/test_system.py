@@ -271,3 +271,46 @@ def test_build_repeats_with_its_seed():
     other = build_system(replace(task_align.PRESETS["mini"], seed=1))
     for a, b, c in zip(first.trainable(), again.trainable(), other.trainable(), strict=True):
         assert torch.equal(a, b) and (not torch.equal(a, c) or not a.any())
+
+
+def test_training_draws_its_snr_evaluation_does_not():
+    """Over a range each training clip has its own SNR; in evaluation all have the one."""
+    config = replace(task_avqa.PRESETS["mini"], snr_db=7.0, snr_range=[-3.0, 5.0])
+    system = build_system(config)
+    drawn = system.training_snr(2000, noise_of_one(0))
+    assert drawn.shape == (2000,) and -3 <= drawn.min() < -2.9 and 4.9 < drawn.max() <= 5
+    assert abs(drawn.mean() - 1) < 0.2
+    assert torch.equal(drawn, system.training_snr(2000, noise_of_one(0)))
+    assert system.eval().training_snr(2000, noise_of_one(0)) == 7.0
+
+
+@pytest.mark.parametrize("snr_range", [[5.0], [5.0, -5.0], [1.0, 2.0, 3.0]])
+def test_a_range_is_two_numbers_in_order(snr_range):
+    """Anything else is refused, by its name."""
+    with pytest.raises(ValueError, match="snr_range"):
+        build_system(replace(task_avqa.PRESETS["mini"], snr_range=snr_range))
+
+
+@pytest.mark.parametrize("modalities", [["visaul"], ["visual", "none"], ["audio", "text"]])
+def test_unknown_modalities_are_refused(modalities):
+    """A misspelt modality would otherwise be left out in silence."""
+    with pytest.raises(ValueError, match=modalities[-1]):
+        build_system(replace(task_avqa.PRESETS["mini"], modalities=modalities))
+
+
+@pytest.mark.parametrize("shown", [["visual", "audio"], ["visual"], ["audio"], ["none"]])
+def test_what_is_not_shown_is_noise(shown):
+    """A modality that is left out tells nothing of the clip; the other passes as it is."""
+    system = build_system(task_avqa.PRESETS["mini"])
+    batch = batch_of(system)
+    other = replace(batch, visual=batch.visual + 1, audio=batch.audio + 1)
+    seen = system.shown(batch, shown, noise_of_one(0))
+    again = system.shown(other, shown, noise_of_one(0))
+    for name, given, out, out_of_other in zip(
+        ("visual", "audio"), (batch.visual, batch.audio), seen, again, strict=True
+    ):
+        assert out.shape == given.shape
+        if name in shown:
+            assert out is given
+        else:
+            assert torch.equal(out, out_of_other)

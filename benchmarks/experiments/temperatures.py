@@ -1,0 +1,136 @@
+"""Alignment at several temperatures and none: what it does to fine-tuning, and to the features."""
+
+import csv
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from benchmarks.experiments.plan import Metrics, Plan, accuracies, summary
+from utils import tsne
+from utils.datasets import frames_path, read_valor
+from utils.media import read_frames
+from utils.plots import COLOURS, GREY, band, save
+from utils.run_log import read_features
+from utils.runs import Run
+from utils.statistics import curve, paired, steps_to_reach
+from utils.tsne_page import write_page
+
+SHOWN = 150  # clips in the t-SNE
+NONE = "none"  # no alignment
+
+
+def temperatures(plan: Plan) -> list[float]:
+    return sorted({*plan.config.temperatures, plan.config.temperature})
+
+
+def runs(plan: Plan) -> list[Run]:
+    found = []
+    for seed in plan.config.seeds:
+        for tau in temperatures(plan):
+            found += [plan.start(seed, tau), plan.aligned(seed, tau)]
+        found.append(plan.unaligned(seed))
+    return found
+
+
+def results(plan: Plan, metrics: Metrics) -> dict:
+    """Under `temperatures`, for no alignment and each temperature: accuracy and its gain over no
+    alignment, the loss curves, `steps_ratio`, and the features' numbers.
+
+    `steps_ratio` is the step at which the validation loss reaches that of the unaligned run's end,
+    over all its steps; None if it does not.
+    """
+    unaligned = plan.by_seed(metrics, Plan.unaligned)
+    found = {}
+    for tau in (None, *temperatures(plan)):
+        aligning = plan.by_seed(metrics, Plan.start, tau)
+        if tau is None:
+            answered, features = unaligned, [run["features"]["before"] for run in aligning]
+        else:
+            answered = plan.by_seed(metrics, Plan.aligned, tau)
+            features = [run["features"]["after"] for run in aligning]
+        steps = [
+            steps_to_reach(ours["validation_loss"], theirs["validation_loss"][-1][1])
+            for ours, theirs in zip(answered, unaligned, strict=True)
+        ]
+        found[NONE if tau is None else f"{tau:g}"] = {
+            "accuracy": summary(accuracies(answered)),
+            "gain": paired([accuracies(answered)], [accuracies(unaligned)]),
+            "steps_ratio": None
+            if None in steps
+            else summary([step / plan.config.steps for step in steps]),
+            "validation": over_steps([run["validation_loss"] for run in answered]),
+            "training": over_steps([training_loss(plan, run["config"]) for run in answered]),
+            "features": {k: summary([f[k] for f in features]) for k in features[0] if k != "n"},
+        }
+    ratio = found[f"{plan.config.temperature:g}"]["steps_ratio"]
+    return {"temperatures": found, "alignment_steps_ratio": ratio and ratio["mean"]}
+
+
+def over_steps(curves: list[list]) -> dict:
+    """Curves of (step, loss), a seed each, as `step`, `mean` and `ci95`."""
+    points = list(zip(*curves, strict=True))
+    return {
+        "step": [point[0][0] for point in points],
+        **curve([[loss for _, loss in point] for point in points]),
+    }
+
+
+def training_loss(plan: Plan, config: dict) -> list[tuple[int, float]]:
+    """A run's training loss by step, each the mean of up to ten steps around it."""
+    with open(Path(config["out"]) / f"{config['name']}.csv") as file:
+        losses = np.array([float(row["loss"]) for row in csv.DictReader(file)])
+    width = min(10, len(losses))
+    smooth = np.convolve(losses, np.ones(width) / width, "valid")
+    return [(i + (width + 1) / 2, float(loss)) for i, loss in enumerate(smooth)]
+
+
+def draw(plan: Plan, results: dict, folder: Path) -> list[str]:
+    return [draw_losses(results["temperatures"], folder / "Temp.png"), *draw_features(plan, folder)]
+
+
+def draw_losses(found: dict, path: Path) -> str:
+    """Rounds of fine-tuning against its loss, for each temperature and no alignment."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
+    for axis, what in zip(axes, ("training", "validation"), strict=True):
+        for (name, entry), colour in zip(found.items(), cycle((GREY, *COLOURS)), strict=False):
+            label = "no alignment" if name == NONE else f"aligned, τ = {name}"
+            marker = "o" if what == "validation" else None
+            band(axis, entry[what]["step"], entry[what], colour, label, marker=marker, ms=3)
+        end = found[NONE]["validation"]["mean"][-1]
+        axis.axhline(end, color=GREY, ls=":", lw=1)
+        axis.set(xlabel="round (optimizer step)", title=f"{what} loss of fine-tuning", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("loss (nats a token)")
+    axes[1].legend(fontsize=8)
+    return save(figure, path)
+
+
+def draw_features(plan: Plan, folder: Path) -> list[str]:
+    """t-SNE of the first seed's features, the same clips, t-SNE seed and axes: a figure each named
+    by the temperature in hundredths, the points as CSV, and the interactive page."""
+    seed, sets = plan.config.seeds[0], {}
+    for tau in temperatures(plan):
+        run = plan.start(seed, tau)
+        path = Path(run.config.out) / f"{run.name}.features.safetensors"
+        features, ids = read_features(path)
+        sets |= {"no alignment": features["before"], f"τ = {tau:g}": features["after"]}
+    ids = ids[:SHOWN]
+    models = {
+        name: tsne.tsne_points({m: f[:SHOWN].numpy() for m, f in features.items()}, seed)
+        for name, features in sets.items()
+    }
+    names = [f"{round(100 * tau):03d}.png" for tau in (0, *temperatures(plan))]
+    drawn = tsne.one_each(models, [folder / name for name in names])
+    root = Path(plan.align_config.data)
+    captions = {row.video_id: row.text for row in read_valor(root, "test")[0]}
+    clips = [read_frames(frames_path(root, video_id)) for video_id in ids]
+    page = write_page(
+        folder / "tsne.html",
+        models,
+        [captions[video_id] for video_id in ids],
+        [frames[len(frames) // 2] for frames in clips],
+        ids,
+    )
+    return [*drawn, tsne.write_points(folder / "tsne.csv", models, ids), page]

@@ -1,0 +1,206 @@
+"""The paper's figures with error bars: temperatures, SNR, token lengths and ablations.
+
+    python benchmarks/sweeps.py                              everything
+    python benchmarks/sweeps.py --only snr --channels awgn rayleigh rician
+    python benchmarks/sweeps.py --preset paper
+
+Each experiment is a list of runs of task_align.py and task_avqa.py, the same clips and seeds on
+every side (benchmarks/experiments.py). Several run at a time; finished ones are skipped, so an
+interrupted sweep goes on where it stopped. Leaves the runs in checkpoint/sweeps/PRESET/, numbers
+in imgs/results.json, figures beside it, and the page imgs/README.md that shows them.
+"""
+
+PRESET = "mini"  # "mini" (embedded world, any machine) or "paper"; edit here, or say --preset
+
+import sys  # noqa: E402
+from dataclasses import dataclass, field, replace  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+@dataclass
+class Config:
+    """What is swept in the mini preset, where fine-tuning is shorter than task_avqa.py's."""
+
+    preset: str = "mini"
+    only: list[str] = field(  # experiments
+        default_factory=lambda: ["temperatures", "snr", "lengths", "ablations"]
+    )
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])  # of weights, batches and noise
+    jobs: int = 0  # runs at a time; 0: one a core, or one on an accelerator
+
+    align_steps: int = 300  # paper preset: 500
+    steps: int = 150  # of fine-tuning; paper preset: 300
+    batch: int = 32  # questions; paper preset: 8
+    validations: int = 10  # on the way, in the temperature sweep
+
+    # What is swept
+    temperatures: list[float] = field(default_factory=lambda: [0.03, 0.07, 0.13])
+    temperature: float = 0.07  # of the other experiments
+    channels: list[str] = field(default_factory=lambda: ["awgn", "rayleigh"])
+    snr_db: list[float] = field(  # dB, tested
+        default_factory=lambda: [-12.0, -6.0, 0.0, 6.0, 12.0, 18.0]
+    )
+    snr_range: list[float] = field(default_factory=lambda: [-12.0, 18.0])  # dB, trained over
+    lengths: list[int] = field(default_factory=lambda: [2, 4, 8, 16, 32])  # of either modality
+    compressions: list[str] = field(default_factory=lambda: ["sliding_window", "uniform"])
+
+    # Folders
+    data: str = "datasets/mini"  # holds VALOR and MUSIC-AVQA
+    align_clips: list[int] = field(  # of the mini world: train, val, test
+        default_factory=lambda: [1600, 128, 160]
+    )
+    avqa_clips: list[int] = field(default_factory=lambda: [1200, 96, 256])
+    cache: str = "datasets/cache"
+    out: str = "checkpoint"
+    figures: str = "imgs"
+
+
+PRESETS = {
+    "mini": Config(),
+    "paper": Config(
+        preset="paper",
+        align_steps=500,
+        steps=300,
+        batch=8,
+        lengths=[2, 4, 8, 16, 32, 64, 128],
+        data="datasets",
+        figures="imgs/paper",
+    ),
+}
+
+
+def main(config: Config, align=None) -> dict:
+    """Run the experiments, draw their figures, and write the results, which it returns.
+
+    `align` holds stage 1's hyperparameters in place of task_align.py's preset.
+    """
+    import json
+
+    from benchmarks.experiments import EXPERIMENTS
+    from benchmarks.experiments.plan import Plan
+    from utils.files import write_whole
+    from utils.results_page import write_page
+    from utils.runs import run_all, unique
+
+    check(config, list(EXPERIMENTS))
+    plan = Plan(config, *stages(config, align))
+    runs = {name: unique(EXPERIMENTS[name].runs(plan)) for name in config.only}
+    every = unique(sum(runs.values(), []))
+    fill_caches([run.config for run in every])
+    metrics = run_all(every, config.jobs, "sweeps")
+
+    figures = Path(config.figures)
+    figures.mkdir(parents=True, exist_ok=True)
+    results = earlier_results(figures / "results.json", config)
+    for name, part in runs.items():
+        seconds = sum(metrics[run.name]["seconds"] for run in part)
+        results["cost"][name] = {"runs": len(part), "core_minutes": seconds / 60}
+        results |= EXPERIMENTS[name].results(plan, metrics)
+        for figure in EXPERIMENTS[name].draw(plan, results, figures):
+            print(figure)
+    write_whole(figures / "results.json", json.dumps(results, indent=1) + "\n")
+    print(write_page(figures / "README.md", results))
+    return results
+
+
+def temperatures(align) -> dict:
+    """The temperature sweep alone, with the hyperparameters that task_align.py was given."""
+    root = Path(align.data).parent
+    config = replace(PRESETS[align.preset], only=["temperatures"], data=str(root))
+    taus, tau = align.temperatures, align.temperature
+    config = replace(config, temperatures=taus, temperature=tau if tau in taus else taus[0])
+    config = replace(config, align_steps=align.steps)
+    return main(
+        replace(config, **{k: getattr(align, k) for k in ("cache", "out", "figures")}), align
+    )
+
+
+def check(config: Config, experiments: list[str]) -> None:
+    """ValueError, in one line, for what would fail after hours."""
+    from modules.channel import Channel, TrainingSNR
+    from modules.token_compression import COMPRESSIONS
+
+    for flag, known in (("only", experiments), ("compressions", list(COMPRESSIONS))):
+        for name in getattr(config, flag):
+            if name not in known:
+                raise ValueError(f"--{flag} {name}: unknown, choose from {', '.join(known)}")
+    if len(set(config.seeds)) < len(config.seeds):
+        raise ValueError(f"--seeds {config.seeds}: name each once, a repeated seed is no sample")
+    if min(config.lengths) < 1:
+        raise ValueError(f"--lengths {min(config.lengths)}: must be 1 or more")
+    for kind in config.channels:
+        Channel(kind)
+    TrainingSNR(0.0, config.snr_range)
+
+
+def stages(config: Config, align=None) -> tuple:
+    """Both stages' hyperparameters, from which runs differ in what is swept."""
+    import task_align
+    import task_avqa
+
+    root = Path(config.data)
+    places = {"cache": config.cache, "out": config.out, "figures": "none"}
+    own = {"data": str(root / "VALOR"), "mini_clips": config.align_clips}
+    align = align or replace(task_align.PRESETS[config.preset], steps=config.align_steps, **own)
+    align = replace(align, temperatures=[], **places)
+    avqa = replace(
+        task_avqa.PRESETS[config.preset],
+        data=str(root / "MUSIC-AVQA"),
+        mini_clips=config.avqa_clips,
+        steps=config.steps,
+        batch=config.batch,
+        validate_every=config.steps,
+        test_snr_db=[],
+        question_only=False,
+        **places,
+    )
+    same = ("visual_encoder", "audio_encoder", "foundation_model", "receiver_width")
+    return align, replace(avqa, **{k: getattr(align, k) for k in same})
+
+
+def fill_caches(configs: list) -> None:
+    """Encode every clip once, for all compressions and lengths that the runs ask for."""
+    from utils.datasets import read_music_avqa, read_splits, read_valor
+    from utils.encoding import encode_clips
+    from utils.mini_world import prepare
+    from utils.processes import start
+    from utils.system import build_system
+
+    for data in dict.fromkeys(c.data for c in configs):
+        asked = [c for c in configs if c.data == data]
+        config, root = asked[0], Path(data)
+        accelerator = start(config)
+        if config.preset == "mini":
+            prepare(root.parent, root.name, config.mini_clips, workers=config.workers)
+        read = read_valor if hasattr(config, "caption_tokens") else read_music_avqa
+        ways = [(c.visual_tokens, c.audio_tokens, c.compression) for c in asked]
+        encode_clips(
+            build_system(config),
+            config,
+            root,
+            read_splits(read, root)[0],
+            accelerator,
+            also=list(dict.fromkeys(ways)),
+        )
+
+
+def earlier_results(path: Path, config: Config) -> dict:
+    """What an earlier sweep of this preset, these seeds and schedule found, to be added to."""
+    import json
+
+    about = {k: getattr(config, k) for k in ("preset", "seeds", "align_steps", "steps", "batch")}
+    try:
+        found = json.loads(path.read_text())
+        if all(found[k] == v for k, v in about.items()):
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return {**about, "cost": {}}
+
+
+if __name__ == "__main__":
+    from utils.config import run
+
+    run(main, PRESETS, PRESET, __doc__)

@@ -1,0 +1,127 @@
+"""Sweeps run what is missing, in order, and lose nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.utils.fake_stage import Config
+from utils.run_log import finished
+from utils.runs import Run, RunsFailed, run_all, unique
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGE = "tests.utils.fake_stage"
+
+
+def make(folder, name, after="", **changes):
+    changes |= {"init": f"{folder}/{after}.pth"} if after else {}
+    return Run(STAGE, Config(name, str(folder), **changes), after)
+
+
+def test_runs_follow_what_they_start_from_and_are_not_repeated(tmp_path):
+    """Each runs once, after the one it starts from, on its share of the cores, its output in its
+    log; a second call runs nothing but what changed, and what starts from that."""
+    runs = [
+        make(tmp_path, "part/end", after="part/start"),
+        make(tmp_path, "part/start"),
+        make(tmp_path, "alone"),
+    ]
+    first = run_all(runs, jobs=2)
+    assert first.keys() == {"part/end", "part/start", "alone"}
+    assert first["part/end"]["when"] > first["part/start"]["when"]
+    cores = len(os.sched_getaffinity(0))
+    assert all(m["cores"] == max(1, cores // 2) for m in first.values())
+    assert all(m["process"] != os.getpid() for m in first.values())
+    assert (tmp_path / "part/end.log").read_text() == "says part/end\n"
+    assert run_all(runs, jobs=2) == first
+    runs[1] = make(tmp_path, "part/start", seed=5)
+    again = run_all(runs, jobs=1)
+    assert again["alone"] == first["alone"]
+    assert again["part/start"]["when"] > first["part/end"]["when"]
+    assert again["part/end"]["when"] > again["part/start"]["when"]
+
+
+def test_a_failed_run_stops_what_needs_it_and_nothing_else(tmp_path):
+    """The others end and keep their results; the message names run, reason and log."""
+    runs = [
+        make(tmp_path, "bad", fails=True),
+        make(tmp_path, "needs-bad", after="bad"),
+        make(tmp_path, "good"),
+    ]
+    with pytest.raises(RunsFailed, match="2 of 3 runs failed; bad: .*told to fail.*bad.log"):
+        run_all(runs, jobs=1)
+    assert finished(runs[2].config) and not (tmp_path / "needs-bad.json").exists()
+
+
+def test_runs_of_one_name_must_agree(tmp_path):
+    """Experiments may share a run; two runs of one name would overwrite one another."""
+    run = make(tmp_path, "a")
+    assert unique([run, make(tmp_path, "a")]) == [run]
+    with pytest.raises(ValueError, match="run a: asked for twice"):
+        unique([run, make(tmp_path, "a", seed=2)])
+    with pytest.raises(ValueError, match="run b: starts from c"):
+        unique([run, make(tmp_path, "b", after="c")])
+
+
+def test_finished_means_the_same_run(tmp_path):
+    """Other hyperparameters, another start, lost weights or damaged metrics are not finished; other
+    places to work in change nothing."""
+    start, run = make(tmp_path, "start"), make(tmp_path, "end", after="start")
+    run_all([start, run], jobs=1)
+    assert finished(run.config)
+    assert finished(replace(run.config, workers=7))
+    assert not finished(replace(run.config, seed=9))
+    (tmp_path / "start.pth").write_bytes(b"another")
+    assert not finished(run.config)
+    assert finished(start.config)
+    (tmp_path / "start.pth").unlink()
+    assert not finished(start.config)
+    for damage in ("", "[]", "{}", '{"config": {}}'):
+        (tmp_path / "start.json").write_text(damage)
+        assert not finished(start.config)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_nothing_runs_on_after_an_interrupt(tmp_path, number):
+    """Interrupted or told to end, a sweep leaves no process behind."""
+    code = (
+        "from tests.utils.test_runs import make\n"
+        "from utils.runs import run_all\n"
+        "if __name__ == '__main__':\n"
+        f"    run_all([make({str(tmp_path)!r}, 'long', sleeps=100.0)], jobs=1)\n"
+    )
+    script = tmp_path / "sweep.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(script)], cwd=ROOT, env=environment, stderr=subprocess.PIPE
+    )
+    log = tmp_path / "long.log"
+    deadline = time.time() + 60
+    while not (log.exists() and log.read_text()) and time.time() < deadline:
+        time.sleep(0.2)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    deadline = time.time() + 10
+    while (left := running(str(tmp_path), process.pid)) and time.time() < deadline:
+        time.sleep(0.2)
+    assert not left and not (tmp_path / "long.json").exists()
+
+
+def running(name: str, group: int) -> list[str]:
+    """Processes that still have `name` open or in their command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            files = [os.readlink(f) for f in (folder / "fd").iterdir()]
+            command = (folder / "cmdline").read_text()
+        except OSError:
+            continue
+        if folder.name != str(os.getpid()) and (name in command or any(name in f for f in files)):
+            found.append(command)
+    return found

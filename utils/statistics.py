@@ -1,0 +1,51 @@
+"""Means with intervals over seeds, and paired comparisons of two sides on the same seeds."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import t
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and half width of its 95 % interval (Student's t over seeds); no width for one value."""
+    x = np.asarray(values, dtype=float)
+    if len(x) < 2:
+        return float(x.mean()), None
+    return float(x.mean()), float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+
+
+def curve(values: Sequence[Sequence[float]]) -> dict[str, list]:
+    """`mean` and `ci95` at each point of curves (points, seeds)."""
+    means, widths = zip(*(interval(point) for point in values), strict=True)
+    return {"mean": list(means), "ci95": list(widths)}
+
+
+def paired(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> dict[str, list]:
+    """The difference ours - theirs at each point of two curves (points, seeds), seed by seed:
+    `mean`, `ci95`, and the `verdict`, `better` or `worse` where the interval leaves out 0, else
+    `undecided`."""
+    gaps = [np.subtract(a, b) for a, b in zip(ours, theirs, strict=True)]
+    found = curve(gaps)
+    sides = zip(found["mean"], found["ci95"], strict=True)
+    return {**found, "verdict": [verdict(mean, width) for mean, width in sides]}
+
+
+def verdict(mean: float, width: float | None) -> str:
+    """What an interval says of the sign of a difference."""
+    if width is None or abs(mean) <= width:
+        return "undecided"
+    return "better" if mean > 0 else "worse"
+
+
+def steps_to_reach(curve: Sequence[tuple[int, float]], target: float) -> float | None:
+    """The first step at which a loss curve of (step, loss) is at or below `target`, linear between
+    its points; None if it never is."""
+    before = None
+    for step, loss in curve:
+        if loss <= target:
+            if before is None or before[1] == loss:
+                return float(step)
+            share = (before[1] - target) / (before[1] - loss)
+            return before[0] + share * (step - before[0])
+        before = (step, loss)
+    return None
