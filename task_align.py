@@ -64,9 +64,12 @@ class Config:
     clip: float = 0.0  # largest norm of a step's gradient; 0 leaves it as it is
     validate_every: int = 100  # steps
 
-    # Output folders
+    # Output folders, and states of training to go on from
     out: str = "checkpoint"
     figures: str = "imgs"  # or none
+    resume: bool = False  # go on where a run of this name was stopped
+    save_every: int = 50  # steps between two states; each is also saved when told to stop
+    keep: int = 2  # of the last states
 
 
 PRESETS = {
@@ -92,11 +95,11 @@ PRESETS = {
 
 def main(config: Config) -> dict | None:
     import math
+    from dataclasses import replace
     from pathlib import Path
 
     import torch
     from torch.optim.lr_scheduler import CosineAnnealingLR
-    from tqdm import tqdm
 
     from modules.losses import info_nce, masked_mean, reconstruction
     from utils import plots
@@ -106,9 +109,10 @@ def main(config: Config) -> dict | None:
     from utils.datasets import read_splits, read_valor
     from utils.encoding import encode_clips
     from utils.metrics import geometry, retrieval
-    from utils.mini_world import prepare
-    from utils.processes import start
-    from utils.run_log import RunLog
+    from utils.mini_world import prepare_mini
+    from utils.processes import agree, start
+    from utils.resume import Training
+    from utils.run_log import RunLog, finished
     from utils.system import build_system, models_used, noise_source
     from utils.tsne import side_by_side
 
@@ -120,10 +124,13 @@ def main(config: Config) -> dict | None:
     is_main = accelerator.is_main_process
     name = config.name or f"align-{config.preset}-tau{config.temperature:g}"
     accelerator.print(f"stage 1, token alignment: run {name}", flush=True)
+    config = replace(config, name=name)
+    if config.resume and (metrics := agree(finished(config))):
+        accelerator.print("finished before")
+        return metrics
+    log = RunLog(Path(config.out) / name, writes=is_main)
     root = Path(config.data)
-    if config.preset == "mini":
-        with accelerator.main_process_first():
-            prepare(root.parent, root.name, config.mini_clips, workers=config.workers)
+    prepare_mini(config, accelerator)
 
     system = build_system(config)
     rows, files, _ = read_splits(read_valor, root)
@@ -165,36 +172,36 @@ def main(config: Config) -> dict | None:
         means = {k: torch.stack([row[k] for row in whole]).mean().item() for k in whole[0]}
         return means, {k: torch.cat([f[k] for _, f in done]).cpu() for k in done[0][1]}
 
+    about = {"task": "align", "config": plain(config), "models": models_used(config)}
+    training = Training(log, config, about, accelerator)
     collate = Collate(system.tokenizer, config.caption_tokens)
     model, optimizer, loader, *others = accelerator.prepare(
         system,
         torch.optim.AdamW(system.trainable(), lr=config.lr),
-        training_loader(clips["train"], collate, config),
+        training_loader(clips["train"], collate, config, training.read),
         *(in_order(clips[s], collate, config.batch, config.workers) for s in ("val", "test")),
     )
     held_out = dict(zip(("val", "test"), others, strict=True))
     schedule = CosineAnnealingLR(optimizer.optimizer, config.steps, config.lr_min)
-    log = RunLog(Path(config.out) / name, writes=is_main)
     _, before = evaluate("test")
     source = noise_source(config.seed, accelerator)
-    validation = []
-    bar = tqdm(loader, f"aligning {name}", unit="batch", disable=not is_main)
-    for number, batch in enumerate(bar):
+    training.prepare(model, optimizer, schedule, source)
+    for number, batch in training.batches(loader, f"aligning {name}"):
         step = number // config.accumulate + 1
         with accelerator.accumulate(model):
             losses, _ = model(forward, batch, source)
             accelerator.backward(losses["loss"])
-            if accelerator.sync_gradients and config.clip:
-                accelerator.clip_grad_norm_(system.trainable(), config.clip)
+            if accelerator.sync_gradients:
+                losses["gradient"] = training.clip_gradient()
             optimizer.step()
             optimizer.zero_grad()
-        log.add(step, losses, bar)
+        log.add(step, losses, [row.video_id for row in batch.rows])
         if accelerator.sync_gradients:
             schedule.step()
             if step % config.validate_every == 0 or step == config.steps:
-                validation.append((step, evaluate("val")[0]["loss"]))
+                training.validation.append((step, evaluate("val")[0]["loss"]))
+            training.done(step)
 
-    about = {"task": "align", "config": plain(config), "models": models_used(config)}
     about["step"] = config.steps
     save_checkpoint(log.path(".pth"), system.transceivers, None, about, writes=is_main)
 
@@ -215,7 +222,9 @@ def main(config: Config) -> dict | None:
             for when, features in (("before", before), ("after", after))
         }
         figures = [
-            plots.loss_curve(log.rows, validation, keys, Path(f"{stem}-loss.png"), "alignment"),
+            plots.loss_curve(
+                log.rows, training.validation, keys, Path(f"{stem}-loss.png"), "alignment"
+            ),
             side_by_side(columns, ids[:shown], config.seed, Path(f"{stem}-tsne.png"), title),
         ]
     metrics = log.finish(
@@ -225,7 +234,7 @@ def main(config: Config) -> dict | None:
             "config": plain(config),
             "steps": config.steps,
             "loss": log.ends(),
-            "validation_loss": validation,
+            **training.summary(),
             "held_out_loss": test_loss,
             "log_batch": math.log(min(config.batch, len(texts))),
             "retrieval": found,
@@ -238,6 +247,7 @@ def main(config: Config) -> dict | None:
             "figures": figures,
         }
     )
+    training.finish()
     print(
         f"held-out clips ({len(texts)}): R@1 visual to text {found['visual_to_text_r1']:.3f}, "
         f"audio to text {found['audio_to_text_r1']:.3f}, chance {found['chance_r1']:.4f}"

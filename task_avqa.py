@@ -75,9 +75,12 @@ class Config:
     answer_tokens: int = 8  # most tokens of a generated answer
     test_batch: int = 256  # questions a generation call; paper preset: 32
 
-    # Output folders
+    # Output folders, and states of training to go on from
     out: str = "checkpoint"
     figures: str = "imgs"  # or none
+    resume: bool = False  # go on where a run of this name was stopped
+    save_every: int = 50  # steps between two states; each is also saved when told to stop
+    keep: int = 2  # of the last states
 
 
 PRESETS = {
@@ -119,8 +122,9 @@ def main(config: Config) -> dict | None:
     from utils.config import plain
     from utils.datasets import read_music_avqa, read_splits
     from utils.encoding import encode_clips
-    from utils.mini_world import prepare
-    from utils.processes import start
+    from utils.mini_world import prepare_mini
+    from utils.processes import agree, start
+    from utils.resume import Training
     from utils.run_log import RunLog, finished
     from utils.system import build_system, models_used, noise_source
 
@@ -128,12 +132,15 @@ def main(config: Config) -> dict | None:
     is_main = accelerator.is_main_process
     name = config.name or f"avqa-{config.preset}"
     accelerator.print(f"stage 2, question answering: run {name}", flush=True)
+    config = replace(config, name=name)
+    if config.resume and (metrics := agree(finished(config))):
+        accelerator.print("finished before")
+        return metrics
+    log = RunLog(Path(config.out) / name, writes=is_main)
     root = Path(config.data)
     if config.init != "none":
         require(config.init, f"python task_align.py --preset {config.preset}")
-    if config.preset == "mini":
-        with accelerator.main_process_first():
-            prepare(root.parent, root.name, config.mini_clips, workers=config.workers)
+    prepare_mini(config, accelerator)
 
     # The system as stage 1 left it, with fresh LoRA weights.
     system = build_system(config)
@@ -196,37 +203,41 @@ def main(config: Config) -> dict | None:
             said += accelerator.gather_for_metrics(part, use_gather_object=True)
         return said
 
+    about = {"task": "avqa", "config": plain(config), "models": models_used(config)}
+    about["init_sha256"] = sha256(config.init)
+    training = Training(log, config, about, accelerator)
+
     # Fine-tune projections, receivers and LoRA on the answer tokens.
     collate = Collate(system.tokenizer)
     model, optimizer, loader, *others = accelerator.prepare(
         system,
         torch.optim.AdamW(system.trainable(), lr=config.lr),
-        training_loader(clips["train"], collate, config, config.group_by_length),
+        training_loader(clips["train"], collate, config, training.read, config.group_by_length),
         *(in_order(clips[s], collate, config.test_batch, config.workers) for s in ("val", "test")),
     )
     held_out = dict(zip(("val", "test"), others, strict=True))
     schedule = CosineAnnealingLR(optimizer.optimizer, config.steps, config.lr_min)
-    log, validation = RunLog(Path(config.out) / name, writes=is_main), []
     source = noise_source(config.seed, accelerator)
     set_seed(config.seed, device_specific=True)  # of LoRA's dropout
-    bar = tqdm(loader, f"fine-tuning {name}", unit="batch", disable=not is_main)
+    training.prepare(model, optimizer, schedule, source)
     model.train()
-    for number, batch in enumerate(bar):
+    for number, batch in training.batches(loader, f"fine-tuning {name}"):
         step = number // config.accumulate + 1
         with accelerator.accumulate(model):
             loss = model(answer_loss, batch, source)
             accelerator.backward(loss)
-            if accelerator.sync_gradients and config.clip:
-                accelerator.clip_grad_norm_(system.trainable(), config.clip)
+            values = {"loss": loss}
+            if accelerator.sync_gradients:
+                values["gradient"] = training.clip_gradient()
             optimizer.step()
             optimizer.zero_grad()
-        log.add(step, {"loss": loss}, bar)
+        log.add(step, values, [row.video_id for row in batch.rows])
         if accelerator.sync_gradients:
             schedule.step()
             if step % config.validate_every == 0 or step == config.steps:
-                validation.append((step, validation_loss()))
-    about = {"task": "avqa", "config": plain(config), "models": models_used(config)}
-    about |= {"step": config.steps, "init_sha256": sha256(config.init)}
+                training.validation.append((step, validation_loss()))
+            training.done(step)
+    about["step"] = config.steps
     save_checkpoint(log.path(".pth"), system.transceivers, system.lora, about, is_main)
 
     # The test split is read here, once, after every choice was made.
@@ -235,19 +246,21 @@ def main(config: Config) -> dict | None:
     if config.question_only and config.modalities != ["none"]:
         blind = replace(config, modalities=["none"], question_only=False, test_snr_db=[])
         blind = replace(blind, name=f"{name}-question-only", figures="none")
-        baseline = finished(blind) or main(blind)
+        baseline = agree(finished(blind)) or main(blind)
     if not is_main:
         return None
-    return report(
+    metrics = report(
         log,
         config,
         questions={split: part.rows for split, part in clips.items()},
         answers=predictions,
         baseline=baseline,
-        about={"validation_loss": validation, "init_sha256": about["init_sha256"]},
+        about={**training.summary(), "init_sha256": about["init_sha256"]},
         files=files,
         total=total,
     )
+    training.finish()
+    return metrics
 
 
 if __name__ == "__main__":

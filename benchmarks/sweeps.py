@@ -12,6 +12,7 @@ in imgs/results.json, figures beside it, and the page imgs/README.md that shows 
 
 PRESET = "mini"  # "mini" (embedded world, any machine) or "paper"; edit here, or say --preset
 
+import os  # noqa: E402
 import sys  # noqa: E402
 from dataclasses import dataclass, field, replace  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -31,9 +32,9 @@ class Config:
     jobs: int = 0  # runs at a time; 0: one a core, or one on an accelerator
 
     align_steps: int = 300  # paper preset: 500
-    steps: int = 150  # of fine-tuning; paper preset: 300
+    steps: int = 120  # of fine-tuning; paper preset: 300
     batch: int = 32  # questions; paper preset: 8
-    validations: int = 10  # on the way, in the temperature sweep
+    validations: int = 8  # on the way, in the temperature sweep
 
     # What is swept
     temperatures: list[float] = field(default_factory=lambda: [0.03, 0.07, 0.13])
@@ -77,44 +78,79 @@ def main(config: Config, align=None) -> dict:
     `align` holds stage 1's hyperparameters in place of task_align.py's preset.
     """
     import json
+    import time
 
     from benchmarks.experiments import EXPERIMENTS
+    from benchmarks.experiments.page import write_page
     from benchmarks.experiments.plan import Plan
     from utils.files import write_whole
-    from utils.results_page import write_page
-    from utils.runs import run_all, unique
+    from utils.run_log import finished
+    from utils.runs import jobs_at_a_time, run_all, unique
 
     check(config, list(EXPERIMENTS))
     plan = Plan(config, *stages(config, align))
-    runs = {name: unique(EXPERIMENTS[name].runs(plan)) for name in config.only}
-    every = unique(sum(runs.values(), []))
-    fill_caches([run.config for run in every])
-    metrics = run_all(every, config.jobs, "sweeps")
-
     figures = Path(config.figures)
+    results = earlier_results(figures / "results.json", plan)
     figures.mkdir(parents=True, exist_ok=True)
-    results = earlier_results(figures / "results.json", config)
+    runs = {name: unique(EXPERIMENTS[name].runs(plan)) for name in config.only}
+    began = time.time()
+    fill_caches([run.config for part in runs.values() for run in part])
     for name, part in runs.items():
-        seconds = sum(metrics[run.name]["seconds"] for run in part)
-        results["cost"][name] = {"runs": len(part), "core_minutes": seconds / 60}
+        ran = sum(finished(run.config) is None for run in part)
+        metrics = run_all(part, config.jobs, name)
         results |= EXPERIMENTS[name].results(plan, metrics)
-        for figure in EXPERIMENTS[name].draw(plan, results, figures):
+        for figure in EXPERIMENTS[name].draw(plan, metrics, results, figures):
             print(figure)
-    write_whole(figures / "results.json", json.dumps(results, indent=1) + "\n")
-    print(write_page(figures / "README.md", results))
+        cost = {"command": command(name, plan, align), "runs": len(part), "ran": ran}
+        cost |= {"minutes": (time.time() - began) / 60, "jobs": jobs_at_a_time(config.jobs)}
+        if ran or name not in results["cost"]:  # else it stands as it was measured
+            results["cost"][name] = cost
+        write_whole(figures / "results.json", json.dumps(results, indent=1) + "\n")
+        began = time.time()
+    sections = [EXPERIMENTS[n].page(results) for n in EXPERIMENTS if n in results["cost"]]
+    print(write_page(figures / "README.md", results, sections))
     return results
 
 
 def temperatures(align) -> dict:
     """The temperature sweep alone, with the hyperparameters that task_align.py was given."""
-    root = Path(align.data).parent
-    config = replace(PRESETS[align.preset], only=["temperatures"], data=str(root))
-    taus, tau = align.temperatures, align.temperature
-    config = replace(config, temperatures=taus, temperature=tau if tau in taus else taus[0])
-    config = replace(config, align_steps=align.steps)
-    return main(
-        replace(config, **{k: getattr(align, k) for k in ("cache", "out", "figures")}), align
+    preset, taus = PRESETS[align.preset], align.temperatures
+    if align.figures == "none" or align.name:
+        raise ValueError("--temperatures draws figures and names runs: no --figures none or --name")
+    print(f"seeds {', '.join(map(str, preset.seeds))}; more by benchmarks/sweeps.py --seeds")
+    config = replace(
+        preset,
+        only=["temperatures"],
+        temperatures=taus,
+        temperature=align.temperature if align.temperature in taus else taus[0],
+        align_steps=align.steps,
+        data=str(Path(align.data).parent),
+        cache=align.cache,
+        out=align.out,
+        figures=preset.figures if align.figures == "imgs" else align.figures,
     )
+    return main(config, align)
+
+
+def command(experiment: str, plan, align) -> str:
+    """The command that makes an experiment as it was made: what differs from the preset."""
+    import task_align
+    from utils.config import plain
+    from utils.run_log import PLACES
+
+    given, preset = plan.config, PRESETS[plan.config.preset]
+    words = ["python benchmarks/sweeps.py", "--only", experiment]
+    if align is not None:
+        given, preset = align, task_align.PRESETS[align.preset]
+        words = ["python task_align.py"]
+    elif experiment == "temperatures" and given == replace(preset, only=given.only):
+        words = ["python task_align.py", "--temperatures", *map(str, given.temperatures)]
+    if given.preset != "mini":
+        words += ["--preset", given.preset]
+    for name, value in plain(given).items():
+        if value != plain(preset)[name] and name not in (*PLACES, "only", "jobs", "data"):
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return " ".join(words)
 
 
 def check(config: Config, experiments: list[str]) -> None:
@@ -128,8 +164,18 @@ def check(config: Config, experiments: list[str]) -> None:
                 raise ValueError(f"--{flag} {name}: unknown, choose from {', '.join(known)}")
     if len(set(config.seeds)) < len(config.seeds):
         raise ValueError(f"--seeds {config.seeds}: name each once, a repeated seed is no sample")
-    if min(config.lengths) < 1:
-        raise ValueError(f"--lengths {min(config.lengths)}: must be 1 or more")
+    for flag in ("lengths", "steps", "align_steps", "validations"):
+        value = getattr(config, flag)
+        if (min(value) if isinstance(value, list) else value) < 1:
+            raise ValueError(f"--{flag} {value}: must be 1 or more")
+    taus = [config.temperature, *config.temperatures]
+    if min(taus) <= 0 or len({round(100 * tau) for tau in taus} - {0}) < len(set(taus)):
+        raise ValueError(
+            f"--temperatures {config.temperatures}: must be above 0 and differ in hundredths, "
+            "by which figures are named"
+        )
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("sweeps start their own processes (--jobs): run them without a launcher")
     for kind in config.channels:
         Channel(kind)
     TrainingSNR(0.0, config.snr_range)
@@ -156,7 +202,8 @@ def stages(config: Config, align=None) -> tuple:
         question_only=False,
         **places,
     )
-    same = ("visual_encoder", "audio_encoder", "foundation_model", "receiver_width")
+    same = ("visual_encoder", "audio_encoder", "foundation_model", "receiver_width", "dtype")
+    same += ("compression", "visual_tokens", "audio_tokens", "channel", "workers", "encode_batch")
     return align, replace(avqa, **{k: getattr(align, k) for k in same})
 
 
@@ -164,7 +211,7 @@ def fill_caches(configs: list) -> None:
     """Encode every clip once, for all compressions and lengths that the runs ask for."""
     from utils.datasets import read_music_avqa, read_splits, read_valor
     from utils.encoding import encode_clips
-    from utils.mini_world import prepare
+    from utils.mini_world import prepare_mini
     from utils.processes import start
     from utils.system import build_system
 
@@ -172,8 +219,7 @@ def fill_caches(configs: list) -> None:
         asked = [c for c in configs if c.data == data]
         config, root = asked[0], Path(data)
         accelerator = start(config)
-        if config.preset == "mini":
-            prepare(root.parent, root.name, config.mini_clips, workers=config.workers)
+        prepare_mini(config, accelerator)
         read = read_valor if hasattr(config, "caption_tokens") else read_music_avqa
         ways = [(c.visual_tokens, c.audio_tokens, c.compression) for c in asked]
         encode_clips(
@@ -186,17 +232,36 @@ def fill_caches(configs: list) -> None:
         )
 
 
-def earlier_results(path: Path, config: Config) -> dict:
-    """What an earlier sweep of this preset, these seeds and schedule found, to be added to."""
+def earlier_results(path: Path, plan) -> dict:
+    """What earlier sweeps of the same seeds and hyperparameters found, to be added to.
+
+    Raises:
+        ValueError: where others stand, of which a part alone would be replaced.
+    """
     import json
 
+    from utils.config import plain
+    from utils.run_log import PLACES
+
+    config = plan.config
     about = {k: getattr(config, k) for k in ("preset", "seeds", "align_steps", "steps", "batch")}
+    about |= {"temperature": config.temperature, "align_snr_db": plan.align_config.snr_db}
+    for name, stage in (("align", plan.align_config), ("avqa", plan.avqa_config)):
+        fields = {k: v for k, v in plain(stage).items() if k not in PLACES}
+        about[name] = fields | {"data": Path(stage.data).name, "temperature": None}
     try:
         found = json.loads(path.read_text())
-        if all(found[k] == v for k, v in about.items()):
-            return found
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+        same = all(found[k] == v for k, v in about.items())
+    except FileNotFoundError:
+        return {**about, "cost": {}}
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if same:
+        return found
+    if len(config.only) < len(Config().only):
+        raise ValueError(
+            f"{path}: holds a sweep of other seeds or settings; name another --figures folder"
+        )
     return {**about, "cost": {}}
 
 

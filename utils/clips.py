@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -159,21 +160,22 @@ class ShuffledBatches(Sampler):
     batches: int
     seed: int
     lengths: list[int] | None = None
+    skip: int = 0  # batches that a run read before it was stopped
     drop_last = True
 
     def __post_init__(self) -> None:
         self.batch_size = min(self.batch_size, self.rows)
 
     def __len__(self) -> int:
-        return self.batches
+        return self.batches - self.skip
 
     def __iter__(self) -> Iterator[list[int]]:
+        return islice(self._passes(), self.skip, self.batches)
+
+    def _passes(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed)
-        left = self.batches
-        while left:
-            for part in self._a_pass(generator)[:left]:
-                left -= 1
-                yield part
+        while True:
+            yield from self._a_pass(generator)
 
     def _a_pass(self, generator: torch.Generator) -> list[list[int]]:
         size = self.batch_size
@@ -188,13 +190,13 @@ class ShuffledBatches(Sampler):
 
 
 def training_loader(
-    data: Dataset, collate: Collate, config: Any, by_length: bool = False
+    data: Dataset, collate: Collate, config: Any, skip: int = 0, by_length: bool = False
 ) -> DataLoader:
-    """Shuffled batches for `config.steps` steps of `config.accumulate` batches each; `by_length`
-    puts texts of like length together."""
+    """Shuffled batches for `config.steps` steps of `config.accumulate` batches each, without the
+    first `skip`; `by_length` puts texts of like length together."""
     lengths = [len(row.text) for row in data.rows] if by_length else None
     batches = config.steps * config.accumulate
-    sampler = ShuffledBatches(len(data), config.batch, batches, config.seed, lengths)
+    sampler = ShuffledBatches(len(data), config.batch, batches, config.seed, lengths, skip)
     options = loading(0 if data.kept else config.workers)
     return DataLoader(data, batch_sampler=sampler, collate_fn=collate, **options)
 

@@ -41,6 +41,14 @@ def plain(config: Any) -> dict:
     return json.loads(json.dumps(vars(config), default=str))
 
 
+class Stopped(Exception):
+    """A signal asked the run to stop, and what it did is saved."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.status = 128 + number
+
+
 def quieten() -> None:
     """No messages about which a user can do nothing."""
     logging.disable_progress_bar()  # of loading weights, which takes no time worth a bar
@@ -58,6 +66,8 @@ def run(main: Callable, presets: dict[str, Any], default: str, doc: str | None) 
         fail(error)
     except OSError as error:  # a full disk, a folder that may not be written
         fail(f"{error.filename or 'output'}: {error.strerror or error}")
+    except Stopped as stop:
+        fail(stop, stop.status)
     except KeyboardInterrupt:
         fail("interrupted", status=130)
     finally:

@@ -7,6 +7,7 @@ a changed encoder, setting or clip never reads stale tokens.
 """
 
 import hashlib
+import inspect
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from modules.token_compression import COMPRESSIONS
 from modules.token_transmitter import TokenTransmitter
 from utils.datasets import frames_path, wav_path
 from utils.files import write_whole
@@ -49,6 +51,7 @@ def cache_folder(root: str | Path, fingerprint: str, tx: TokenTransmitter, frame
     """Where the tokens of one encoder and one way to compress them are kept."""
     key = {
         "version": VERSION,
+        "code": inspect.getsource(COMPRESSIONS[tx.compression]),
         "encoder": fingerprint,
         "frames": frames,
         "compression": tx.compression,
@@ -179,6 +182,8 @@ def loading(workers: int) -> dict:
     if workers:
         get_context("forkserver").set_forkserver_preload(["utils.clips"])
     return {
+        # Each loader draws its workers' seeds from here, so that reading one changes nothing else.
+        "generator": torch.Generator(),
         "num_workers": workers,
         "pin_memory": torch.cuda.is_available(),
         "multiprocessing_context": "forkserver" if workers else None,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -162,6 +163,14 @@ def prepare(
         folder / "videos", folder / "extraction", frames=FRAMES, size=FRAME_SIZE, workers=workers
     )
     return folder
+
+
+def prepare_mini(config: Any, accelerator: Any) -> None:
+    """In the mini preset, make the data set that a task script's hyperparameters name, once."""
+    folder = Path(config.data)
+    if config.preset == "mini":
+        with accelerator.main_process_first():
+            prepare(folder.parent, folder.name, config.mini_clips, workers=config.workers)
 
 
 if __name__ == "__main__":

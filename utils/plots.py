@@ -27,10 +27,18 @@ def save(figure: Figure, path: Path) -> str:
     return str(path)
 
 
-def band(axis: plt.Axes, x: Sequence[float], curve: dict, colour: str, label: str, **style) -> None:
+def band(
+    axis: plt.Axes,
+    x: Sequence[float],
+    curve: dict,
+    colour: str,
+    label: str,
+    scale: float = 1.0,
+    **style,
+) -> None:
     """A curve of `mean` with its 95 % interval, `ci95` (None where there is one seed)."""
-    mean = np.array(curve["mean"], float)
-    width = np.array([w or 0.0 for w in curve["ci95"]])
+    mean = scale * np.array(curve["mean"], float)
+    width = scale * np.array([w or 0.0 for w in curve["ci95"]])
     axis.plot(x, mean, color=colour, label=label, **style)
     axis.fill_between(x, mean - width, mean + width, color=colour, alpha=0.15, linewidth=0)
 

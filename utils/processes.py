@@ -10,6 +10,7 @@ from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
+    broadcast_object_list,
     gather_object,
 )
 
@@ -55,6 +56,11 @@ def share(items: list, accelerator: Accelerator) -> list:
 def merge(dictionary: dict) -> dict:
     """The entries of all processes' dictionaries, in every process."""
     return dict(gather_object(list(dictionary.items())))
+
+
+def agree(value: Any) -> Any:
+    """What the main process found, in every process: its disk alone holds the run's files."""
+    return broadcast_object_list([value])[0]
 
 
 def total(number: int) -> int:

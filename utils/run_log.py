@@ -1,11 +1,15 @@
 """What a run leaves beside its checkpoint: R.csv (a row a step), TensorBoard events, R.json."""
 
 import csv
+import fcntl
+import hashlib
 import io
 import json
+import math
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +18,88 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from utils.checkpoints import sha256
 from utils.config import plain
 from utils.files import write_whole
 
 # What does not change a run's result: where things lie and how the work is shared out.
-PLACES = ("name", "out", "figures", "cache", "workers", "encode_batch", "question_only")
+PLACES = (
+    *("name", "out", "figures", "cache", "workers", "encode_batch", "question_only"),
+    *("resume", "save_every", "keep"),
+    "init",  # whose contents are compared
+)
+MODEL_CODE = Path(__file__).resolve().parents[1] / "modules"
+
+
+def code_version() -> str:
+    """A hash of the model's code: a run by other code is another run."""
+    files = sorted(MODEL_CODE.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def finished(config: Any) -> dict | None:
-    """The metrics of the run `config.name` if it ended with these hyperparameters, from the same
-    checkpoint, and its weights stand; else None."""
+    """The metrics of the run `config.name` if it ended with these hyperparameters and this model
+    code, from the same checkpoint, and its weights stand; else None."""
     stem = Path(config.out) / config.name
     try:
         metrics = json.loads(stem.with_name(stem.name + ".json").read_text())
         same = all(metrics["config"][k] == v for k, v in plain(config).items() if k not in PLACES)
         same &= metrics.get("init_sha256") == sha256(getattr(config, "init", "none"))
+        same &= metrics["code"] == code_version()
+        same &= metrics["checkpoint_sha256"] == sha256(stem.with_name(stem.name + ".pth"))
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or of other hyperparameters
         return None
-    return metrics if same and stem.with_name(stem.name + ".pth").is_file() else None
+    return metrics if same and metrics["checkpoint_sha256"] else None
+
+
+class NotFinite(ValueError):
+    """A loss or gradient that is no number: the step, its clips, and where to go on from."""
+
+    def __init__(self, step: int, name: str, value: float, clips: list[str], folder: Path):
+        good = sorted(folder.glob("step-*.pt"))
+        shown = ", ".join(clips[:8]) + (", ..." if len(clips) > 8 else "")
+        super().__init__(
+            f"step {step}: {name} is {value}, of clips {shown or 'unknown'}; "
+            + (f"the last good state is {good[-1]}" if good else "no state was saved before")
+            + ", go on with a smaller --lr or with --clip"
+        )
 
 
 class RunLog:
     """Collects losses without stopping the device: they are read every `every` steps at once.
 
     One process `writes`; the others' logs only do what keeps them in step.
+
+    Raises:
+        ValueError: while another run of this name is under way.
+        NotFinite: in `read`, for a loss or gradient that is no number.
     """
 
     def __init__(self, stem: Path, every: int = 20, writes: bool = True):
         self.stem, self.every, self.writes = stem, every, writes
         self.rows: list[dict[str, float]] = []
-        self.waiting: list[tuple[int, dict[str, Tensor]]] = []
+        self.waiting: list[tuple[int, dict[str, Tensor], list[str]]] = []
         self.began = time.time()
         if writes:
-            stem.parent.mkdir(parents=True, exist_ok=True)
+            stem.mkdir(parents=True, exist_ok=True)
+            self.lock = open(stem / "lock", "w")  # noqa: SIM115 (held while this log is)
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(
+                    f"{stem}: another run of this name is under way; give this one another --name"
+                ) from None
+            for partial in stem.parent.glob(f".{stem.name}.*.partial"):  # of a killed run
+                partial.unlink(missing_ok=True)
             self.events = SummaryWriter(str(stem))
+
+    def go_on(self, rows: list[dict[str, float]], seconds: float) -> None:
+        """Take over the rows and the time of the run before it was stopped."""
+        self.rows, self.began = rows, time.time() - seconds
+        if self.writes:
+            self.events.close()
+            self.events = SummaryWriter(str(self.stem), purge_step=rows[-1]["step"] + 1)
 
     def path(self, suffix: str) -> Path:
         """The run's file of this suffix."""
@@ -66,29 +115,33 @@ class RunLog:
         }
         write_whole(self.path(".features.safetensors"), save(tensors, {"ids": json.dumps(ids)}))
 
-    def add(self, step: int, values: dict[str, Tensor], bar: tqdm | None = None) -> None:
-        """Losses of a step; of the batches that one step accumulates, their mean is kept."""
+    def add(self, step: int, values: dict[str, Tensor], clips: Sequence[str] = ()) -> None:
+        """Losses of a step, and whose clips they are; of the batches that one step accumulates,
+        the mean of a value is kept."""
         if self.waiting and step - self.waiting[0][0] >= self.every:
             self.read()
-            if bar is not None and self.rows:
-                bar.set_postfix(loss=f"{self.rows[-1]['loss']:.3f}", refresh=False)
-        self.waiting.append((step, {k: v.detach() for k, v in values.items()}))
+        self.waiting.append((step, {k: v.detach() for k, v in values.items()}, list(clips)))
 
     def read(self) -> None:
         """Bring the waiting values to the host."""
-        if not self.waiting or not self.writes:
-            self.waiting.clear()
+        if not self.waiting:
             return
-        numbers = torch.stack([v.float() for _, row in self.waiting for v in row.values()]).tolist()
-        steps: dict[int, list[dict[str, float]]] = {}
-        for step, row in self.waiting:
-            steps.setdefault(step, []).append({k: numbers.pop(0) for k in row})
+        waiting, self.waiting = self.waiting, []
+        numbers = torch.stack([v.float() for _, row, _ in waiting for v in row.values()]).tolist()
+        steps: dict[int, dict[str, list[float]]] = {}
+        for step, row, clips in waiting:
+            for k in row:
+                value = numbers.pop(0)
+                if not math.isfinite(value):
+                    raise NotFinite(step, k, value, clips, self.path(".resume"))
+                steps.setdefault(step, {}).setdefault(k, []).append(value)
+        if not self.writes:
+            return
         for step, parts in steps.items():
-            values = {k: sum(part[k] for part in parts) / len(parts) for k in parts[0]}
+            values = {k: sum(part) / len(part) for k, part in parts.items()}
             self.rows.append({"step": step, **values})
             for k, v in values.items():
                 self.events.add_scalar(k, v, step)
-        self.waiting.clear()
 
     def ends(self, key: str = "loss", span: int = 10) -> dict[str, float]:
         """The mean of the first and of the last `span` values."""
@@ -98,15 +151,22 @@ class RunLog:
         return {"first": sum(first) / len(first), "last": sum(last) / len(last)}
 
     def finish(self, metrics: dict) -> dict:
-        """Write R.csv and R.json; returns what R.json holds."""
+        """Write R.csv and R.json, and let go of the name; returns what R.json holds."""
         self.read()
         self.events.close()
+        self.lock.close()
         table = io.StringIO()
         writer = csv.DictWriter(table, list(self.rows[0]))
         writer.writeheader()
         writer.writerows(self.rows)
         write_whole(self.path(".csv"), table.getvalue())
-        whole = {**metrics, "seconds": time.time() - self.began, "peak_rss_mb": peak_rss_mb()}
+        whole = {
+            **metrics,
+            "seconds": time.time() - self.began,
+            "peak_rss_mb": peak_rss_mb(),
+            "code": code_version(),
+            "checkpoint_sha256": sha256(self.path(".pth")),
+        }
         write_whole(self.path(".json"), json.dumps(whole, indent=2) + "\n")
         return whole
 

@@ -6,10 +6,11 @@ once, and on one core each unless there is an accelerator: small models gain lit
 
 import os
 import threading
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from multiprocessing import active_children, get_context, parent_process
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from utils.checkpoints import CheckpointError
 from utils.config import quieten
 from utils.run_log import finished
 
@@ -64,6 +66,11 @@ def unique(runs: Sequence[Run]) -> list[Run]:
     return list(by_name.values())
 
 
+def jobs_at_a_time(jobs: int = 0) -> int:
+    """`jobs`, or for 0 one a core, or one on an accelerator."""
+    return jobs or (1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))
+
+
 def run_all(runs: Sequence[Run], jobs: int = 0, label: str = "runs") -> dict[str, dict]:
     """Run what has not been run with these hyperparameters yet; every run's metrics by its name.
 
@@ -79,7 +86,7 @@ def run_all(runs: Sequence[Run], jobs: int = 0, label: str = "runs") -> dict[str
     metrics: dict[str, dict] = {}
     failed: dict[str, str] = {}
     cores = sorted(os.sched_getaffinity(0))
-    jobs = jobs or (1 if torch.cuda.is_available() else len(cores))
+    jobs = jobs_at_a_time(jobs)
     context = get_context("spawn")
     shares = context.SimpleQueue()
     for i in range(jobs):
@@ -116,6 +123,7 @@ def run_all(runs: Sequence[Run], jobs: int = 0, label: str = "runs") -> dict[str
                         metrics[run.name] = job.result()
                     bar.update()
         except BaseException:  # an interrupt does not wait for the runs under way
+            pool.shutdown(wait=False, cancel_futures=True)
             for process in active_children():
                 process.terminate()
             raise
@@ -135,8 +143,15 @@ def _begin(shares) -> None:
 
 
 def _run(script: str, fields: dict, log: str) -> dict:
-    """Run a script in this worker; what it prints goes into `log`."""
+    """Run a script in this worker, from where it stopped; what it prints goes into `log`."""
     module = import_module(script)
     Path(log).parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w") as out, redirect_stdout(out), redirect_stderr(out):
-        return module.main(module.Config(**fields))
+        try:
+            if "resume" in fields:
+                with suppress(CheckpointError):  # saved by another run of this name
+                    return module.main(module.Config(**{**fields, "resume": True}))
+            return module.main(module.Config(**fields))
+        except BaseException:
+            traceback.print_exc()
+            raise

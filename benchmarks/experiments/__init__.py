@@ -1,8 +1,11 @@
-"""The experiments of benchmarks/sweeps.py: each says its runs, its numbers and its figures."""
+"""The experiments of benchmarks/sweeps.py by name.
+
+Each is a module with `runs(plan)`, what it needs; `results(plan, metrics)`, its numbers for
+results.json; `draw(plan, metrics, results, folder)`, its figures; `page(results)`, its section.
+"""
 
 from benchmarks.experiments import ablations, lengths, snr, temperatures
 
-# A module with `runs(plan)`, `results(plan, metrics)` and `draw(plan, results, folder)` each.
 EXPERIMENTS = {
     "temperatures": temperatures,
     "snr": snr,

@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from benchmarks.experiments.page import gain, heading, number, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies, summary, validation_losses
 from utils.plots import BLUE, GREY, save
 from utils.runs import Run
@@ -67,7 +68,7 @@ def results(plan: Plan, metrics: Metrics) -> dict:
     return {"ablations": found}
 
 
-def draw(plan: Plan, results: dict, folder: Path) -> list[str]:
+def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]:
     """Accuracy with its interval; dots are seeds."""
     found = results["ablations"]
     figure, axis = plt.subplots(figsize=(8, 3.6))
@@ -89,3 +90,25 @@ def draw(plan: Plan, results: dict, folder: Path) -> list[str]:
     axis.set(xlabel="accuracy (%)", xlim=(0, None))
     axis.grid(alpha=0.3, axis="x")
     return [save(figure, folder / "ablations.png")]
+
+
+def page(results: dict) -> str:
+    rows = [
+        [
+            part,
+            percent(entry["accuracy"]),
+            "" if part == FULL else gain(entry["gain"]),
+            number(entry["validation_loss"]),
+            percent(entry["visual_to_text_r1"]),
+            percent(entry["audio_to_text_r1"]),
+        ]
+        for part, entry in results["ablations"].items()
+    ]
+    head = ["system", "accuracy (%)", "less the full (points)", "validation loss"]
+    return (
+        heading(results, "ablations", "Ablations")
+        + "\n![accuracy without each part](ablations.png)\n\n"
+        + table([*head, "R@1 visual to text (%)", "R@1 audio to text (%)"], rows)
+        + "\nWithout a loss stage 1 trains anew, and stage 2 starts from that. A modality that is "
+        "left out is replaced by Gaussian noise, as many tokens of it.\n"
+    )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from benchmarks.experiments.page import gain, heading, number, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies, validation_losses
 from utils.files import write_whole
 from utils.plots import COLOURS, band, save
@@ -55,29 +56,40 @@ def channel_uses(plan: Plan, lengths: dict[str, int]) -> int:
 
 
 def results(plan: Plan, metrics: Metrics) -> dict:
-    """`token_length_sweep`: `lengths`, `channel_uses` a clip of each modality, for each compression
-    and modality the curves of `accuracy` and `validation_loss`, and `gain`, the first compression's
-    accuracy less the others'. `token_length_rows`: every run, as in token_length.csv."""
+    """`token_length_sweep`: `lengths`, `channel_uses` a clip where each modality is swept, for each
+    compression and modality the curves of `accuracy` and `validation_loss`, and `gain`, the first
+    compression's accuracy less another's."""
     c = plan.config
     sweep: dict = {"lengths": c.lengths, "channel_uses": {}, "gain": {}}
-    rows = []
     for m in MODALITIES:
         sweep["channel_uses"][m] = [channel_uses(plan, tokens(plan, m, n)) for n in c.lengths]
-        scores = {}
         for how in c.compressions:
             found = [plan.by_seed(metrics, run, how, tokens(plan, m, n)) for n in c.lengths]
-            scores[how] = [accuracies(part) for part in found]
-            losses = [validation_losses(part) for part in found]
-            curves = {"accuracy": curve(scores[how]), "validation_loss": curve(losses)}
-            sweep.setdefault(how, {})[m] = curves
-            for n, right, loss in zip(c.lengths, scores[how], losses, strict=True):
-                both = tokens(plan, m, n)
-                for at in zip(c.seeds, loss, right, strict=True):
-                    rows.append((how, both["visual"], both["audio"], *at, channel_uses(plan, both)))
-        for other in c.compressions[1:]:
-            gain = paired(scores[c.compressions[0]], scores[other])
-            sweep["gain"].setdefault(other, {})[m] = gain
-    return {"token_length_sweep": sweep, "token_length_rows": list(dict.fromkeys(rows))}
+            accuracy = curve([accuracies(part) for part in found])
+            loss = curve([validation_losses(part) for part in found])
+            sweep.setdefault(how, {})[m] = {"accuracy": accuracy, "validation_loss": loss}
+        scores = [sweep[how][m]["accuracy"]["values"] for how in c.compressions]
+        for other, theirs in zip(c.compressions[1:], scores[1:], strict=True):
+            sweep["gain"].setdefault(other, {})[m] = paired(scores[0], theirs)
+    return {"token_length_sweep": sweep}
+
+
+def write_runs(plan: Plan, metrics: Metrics, path: Path) -> str:
+    """Every run as a row of token_length.csv, for the multi-user study to fit."""
+    rows = {}
+    for seed in plan.config.seeds:
+        for how, modality, length in cases(plan):
+            lengths = tokens(plan, modality, length)
+            found = metrics[run(plan, seed, how, lengths).name]
+            key = (how, lengths["visual"], lengths["audio"], seed)
+            scores = (found["validation_loss"][-1][1], found["accuracy"]["overall"])
+            rows[key] = (*key, *scores, channel_uses(plan, lengths))
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(sorted(rows.values()))
+    write_whole(path, table.getvalue())
+    return str(path)
 
 
 COLUMNS = (
@@ -91,18 +103,15 @@ COLUMNS = (
 )
 
 
-def draw(plan: Plan, results: dict, folder: Path) -> list[str]:
-    """Accuracy above, validation loss below; left against visual, right against audio tokens. The
-    runs themselves go into token_length.csv, for the multi-user study to fit."""
+def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]:
+    """Accuracy above, validation loss below; left against visual, right against audio tokens."""
     sweep, c = results["token_length_sweep"], plan.config
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), sharex=True, sharey="row")
     for column, m in zip(axes.T, MODALITIES, strict=True):
         for how, colour in zip(c.compressions, cycle(COLOURS), strict=False):
-            scores, losses = (sweep[how][m][k] for k in ("accuracy", "validation_loss"))
-            percent = {k: [v and 100 * v for v in scores[k]] for k in ("mean", "ci95")}
-            label = how.replace("_", " ")
-            band(column[0], c.lengths, percent, colour, label, marker="o", ms=4)
-            band(column[1], c.lengths, losses, colour, label, marker="o", ms=4)
+            style = {"label": how.replace("_", " "), "marker": "o", "ms": 4}
+            band(column[0], c.lengths, sweep[how][m]["accuracy"], colour, scale=100, **style)
+            band(column[1], c.lengths, sweep[how][m]["validation_loss"], colour, **style)
         column[0].set_xscale("log", base=2)
         column[1].set_xticks(c.lengths, [str(n) for n in c.lengths])
         column[1].set_xlabel(f"{m} tokens after compression")
@@ -116,9 +125,29 @@ def draw(plan: Plan, results: dict, folder: Path) -> list[str]:
         axis.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
     figure.tight_layout()
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(results["token_length_rows"])
-    write_whole(folder / "token_length.csv", table.getvalue())
-    return [save(figure, folder / "token_length.png"), str(folder / "token_length.csv")]
+    drawn = save(figure, folder / "token_length.png")
+    return [drawn, write_runs(plan, metrics, folder / "token_length.csv")]
+
+
+def page(results: dict) -> str:
+    sweep = results["token_length_sweep"]
+    ways = [k for k in sweep if k not in ("lengths", "channel_uses", "gain")]
+    said = heading(results, "lengths", "Token length")
+    said += "\n![accuracy and validation loss against token length](token_length.png)\n"
+    for m in MODALITIES:
+        head = [f"{m} tokens", "channel uses"]
+        for how in ways:
+            head += [f"{how.replace('_', ' ')}: accuracy (%)", "validation loss"]
+        head += [f"{ways[0].replace('_', ' ')} less {k.replace('_', ' ')}" for k in sweep["gain"]]
+        rows = []
+        for i, n in enumerate(sweep["lengths"]):
+            row = [str(n), f"{sweep['channel_uses'][m][i]:,}"]
+            for how in ways:
+                curves = sweep[how][m]
+                row += [percent(curves["accuracy"], i), number(curves["validation_loss"], i)]
+            rows.append(row + [gain(gains[m], i) for gains in sweep["gain"].values()])
+        said += "\n" + table(head, rows)
+    return said + (
+        "\nThe other modality keeps its length. Channel uses are complex symbols a clip, of both "
+        "modalities. [token_length.csv](token_length.csv) holds every run.\n"
+    )

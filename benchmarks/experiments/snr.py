@@ -1,8 +1,9 @@
 """Accuracy against SNR: aligned and unaligned, trained at one SNR or over a range, by channel.
 
-Two references stand beside them. `no_channel` trains and tests without noise. `question_only` sees
-noise in place of picture and sound but reads its question without any: what the question alone
-says, whatever the channel.
+Three references stand beside them. `no_channel` trains and tests without noise. `question_sent`
+sees Gaussian noise in place of picture and sound, and its question crosses the channel like
+theirs: what the question alone says there. `question_only` is the same, but reads its question
+without noise, in training and test: what the question alone says at best, whatever the channel.
 """
 
 from collections.abc import Callable
@@ -11,17 +12,27 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from benchmarks.experiments.page import (
+    ANCHORS,
+    differs,
+    falls,
+    gain,
+    heading,
+    percent,
+    table,
+)
 from benchmarks.experiments.plan import Metrics, Plan, accuracies
-from utils.plots import BLUE, GREY, ORANGE, PURPLE, band, save
+from utils.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, band, save
 from utils.runs import Run
 from utils.statistics import curve, paired
 
 NOISELESS = 100.0  # dB: what arrives is what was sent, to the last digits of float32
-STYLE = {
-    "no_channel": (PURPLE, "--", None),
-    "aligned": (BLUE, "-", "o"),
-    "unaligned": (ORANGE, "-", "s"),
-    "question_only": (GREY, "-", "^"),
+MODELS = {
+    "no_channel": ("without noise", PURPLE, "--", None),
+    "aligned": ("aligned", BLUE, "-", "o"),
+    "unaligned": ("unaligned", ORANGE, "-", "s"),
+    "question_sent": ("question only", GREEN, "-", "v"),
+    "question_only": ("question only, read without noise", GREY, ":", "^"),
 }
 
 
@@ -30,15 +41,17 @@ def cases(plan: Plan) -> list[tuple[str, str]]:
     return list(product(plan.config.channels, ("one", "range")))
 
 
-def case(plan: Plan, seed: int, channel: str, trained: str, aligned: bool) -> Run:
-    """A run, aligned or not, trained over a channel at one SNR or over the range."""
-    if (channel, trained) == ("awgn", "one"):
-        return plan.aligned(seed) if aligned else plan.unaligned(seed)
+def case(plan: Plan, seed: int, channel: str, trained: str, model: str) -> Run:
+    """A model trained over a channel at one SNR or over the range, and tested at every SNR."""
+    if (channel, trained) == ("awgn", "one") and model != "question_sent":
+        return plan.aligned(seed) if model == "aligned" else plan.unaligned(seed)
     changes = {"channel": channel, "test_snr_db": plan.config.snr_db}
     if trained == "range":
         changes["snr_range"] = plan.config.snr_range
-    label = f"{'aligned' if aligned else 'unaligned'}-{channel}-{trained}"
-    return plan.answer(seed, label, plan.start(seed) if aligned else None, **changes)
+    if model == "question_sent":
+        changes["modalities"] = ["none"]
+    start = None if model == "unaligned" else plan.start(seed)
+    return plan.answer(seed, f"{model}-{channel}-{trained}".replace("_", "-"), start, **changes)
 
 
 def no_channel(plan: Plan, seed: int) -> Run:
@@ -56,7 +69,8 @@ def runs(plan: Plan) -> list[Run]:
     for seed in plan.config.seeds:
         found += [plan.start(seed), no_channel(plan, seed), question_only(plan, seed)]
         for channel, trained in cases(plan):
-            found += [case(plan, seed, channel, trained, aligned) for aligned in (True, False)]
+            for model in ("aligned", "unaligned", "question_sent"):
+                found.append(case(plan, seed, channel, trained, model))
     return found
 
 
@@ -76,42 +90,120 @@ def results(plan: Plan, metrics: Metrics) -> dict:
     }
     sweeps = {}
     for channel, trained in cases(plan):
-        ours, theirs = (by_snr(case, channel, trained, aligned) for aligned in (True, False))
-        sides = {"aligned": ours, "unaligned": theirs, **references}
+        sides = {
+            model: by_snr(case, channel, trained, model)
+            for model in ("aligned", "unaligned", "question_sent")
+        }
+        low, high = plan.config.snr_range
+        at = f"{plan.avqa_config.snr_db:g}" if trained == "one" else f"{low:g} to {high:g}"
         sweeps[f"{channel}-{trained}"] = {
+            "channel": channel,
+            "trained_at": f"{at} dB",
             "snr_db": levels,
-            **{name: curve(values) for name, values in sides.items()},
-            "gain": paired(ours, theirs),
+            **{name: curve(values) for name, values in (sides | references).items()},
+            "gain": paired(sides["aligned"], sides["unaligned"]),
         }
     return {"snr_sweep": next(iter(sweeps.values())), "snr_sweeps": sweeps}
 
 
-def draw(plan: Plan, results: dict, folder: Path) -> list[str]:
+def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]:
     """A row a channel; left trained at one SNR, right over the range."""
     channels = plan.config.channels
-    size = (9, 0.6 + 3.2 * len(channels))
+    size = (9, 0.8 + 3.2 * len(channels))
     figure, axes = plt.subplots(
         len(channels), 2, figsize=size, sharex=True, sharey=True, squeeze=False
     )
-    low, high = plan.config.snr_range
-    for axis, (channel, trained) in zip(axes.flat, cases(plan), strict=True):
-        found = results["snr_sweeps"][f"{channel}-{trained}"]
-        for name, (colour, line, marker) in STYLE.items():
-            percent = {k: [v and 100 * v for v in found[name][k]] for k in ("mean", "ci95")}
-            label = name.replace("_", " ")
-            band(axis, found["snr_db"], percent, colour, label, ls=line, marker=marker, ms=4)
-        if trained == "one":
-            at = f"trained at {plan.avqa_config.snr_db:g} dB"
-            axis.axvline(plan.avqa_config.snr_db, color=GREY, ls=":", lw=1)
-        else:
-            at = f"trained at {low:g} to {high:g} dB"
-            axis.axvspan(low, high, color=GREY, alpha=0.08)
-        axis.set(title=f"{channel.upper() if channel == 'awgn' else channel}, {at}")
+    for axis, found in zip(axes.flat, results["snr_sweeps"].values(), strict=True):
+        for name, (label, colour, line, marker) in MODELS.items():
+            style = {"ls": line, "marker": marker, "ms": 4, "scale": 100}
+            band(axis, found["snr_db"], found[name], colour, label, **style)
+        axis.set_title(f"{title(found['channel'])}, trained at {found['trained_at']}")
         axis.grid(alpha=0.3)
+    axes[0, 0].set_ylim(bottom=0)
+    for axis in axes[:, 0]:
+        axis.axvline(plan.avqa_config.snr_db, color=GREY, ls=":", lw=1)
+        axis.set_ylabel("accuracy (%)")
+    for axis in axes[:, 1]:
+        axis.axvspan(*plan.config.snr_range, color=GREY, alpha=0.08)
     for axis in axes[-1]:
         axis.set_xlabel("test SNR (dB)")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("accuracy (%)")
-    axes[0, 0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / size[1]))
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=len(labels), loc="upper center", fontsize=8)
     return [save(figure, folder / "snr.png")]
+
+
+def title(channel: str) -> str:
+    return channel.upper() if channel == "awgn" else channel.capitalize()
+
+
+def page(results: dict) -> str:
+    shown = ("aligned", "unaligned", "question_sent", "question_only", "no_channel")
+    head = ["test SNR (dB)", *(MODELS[name][0] for name in shown), "gain by alignment (points)"]
+    what, value, source = ANCHORS[0]
+    said = (
+        heading(results, "snr", "Accuracy against SNR")
+        + "\n![accuracy against SNR](snr.png)\n\nAll aligned models start from the same stage 1"
+        f" (AWGN, {results['align_snr_db']:g} dB). *Question only* has Gaussian noise in place of "
+        "picture and sound; its question crosses the channel as theirs does, or is read without "
+        "noise, in training and test, which is one model for all channels. Below the latter a "
+        "model loses more by its noisy question than it gains from picture and sound. *Without "
+        f"noise* is trained and tested so. Published: {what} {value} ({source}).\n"
+    )
+    for found in results["snr_sweeps"].values():
+        name = f"{title(found['channel'])}, trained at {found['trained_at']}"
+        said += f"\n**{name}.** {helps(found)} {checks(found)}\n\n"
+        rows = [
+            [f"{snr:g}", *(percent(found[k], i) for k in shown), gain(found["gain"], i)]
+            for i, snr in enumerate(found["snr_db"])
+        ]
+        said += table(head, rows)
+    return said
+
+
+def helps(found: dict) -> str:
+    """At which SNRs alignment is better, worse, or neither is shown."""
+    said = []
+    for verdict, words in (
+        ("better", "Alignment helps at {} dB."),
+        ("worse", "It hurts at {} dB, against the paper."),
+        ("undecided", "Neither is shown at {} dB."),
+    ):
+        verdicts = zip(found["snr_db"], found["gain"]["verdict"], strict=True)
+        if levels := [f"{snr:g}" for snr, v in verdicts if v == verdict]:
+            said.append(words.format(", ".join(levels)))
+    return " ".join(said)
+
+
+def checks(found: dict) -> str:
+    """Whether the curves are as they must be: rising, flat, and below the one without noise."""
+    if found["aligned"]["ci95"][0] is None:
+        return "One seed says nothing more."
+    snr, said = [f"{s:g}" for s in found["snr_db"]], []
+    for name in ("aligned", "unaligned"):
+        if pairs := falls(found[name]):
+            listed = ", ".join(f"{snr[i]} to {snr[j]} dB" for i, j in pairs)
+            said.append(f"The {name} curve falls from {listed}.")
+    if not said:
+        said.append("No curve falls between any two SNRs by more than its interval.")
+    flat = found["question_only"]
+    span = 100 * (max(flat["mean"]) - min(flat["mean"]))
+    pairs = ", ".join(f"{snr[i]} and {snr[j]} dB" for i, j in differs(flat))
+    said.append(
+        f"Question only, read without noise, spans {span:.1f} points"
+        + (f" and differs between {pairs}." if pairs else "; no two SNRs differ.")
+    )
+    above = [
+        f"{name} at {snr[i]} dB"
+        for name in ("aligned", "unaligned")
+        for i, verdict in enumerate(
+            paired(found[name]["values"], found["no_channel"]["values"])["verdict"]
+        )
+        if verdict == "better"
+    ]
+    said.append(
+        f"Above the model without noise: {', '.join(above)}."
+        if above
+        else "None lies above the model without noise by more than the interval."
+    )
+    return " ".join(said)

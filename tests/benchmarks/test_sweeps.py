@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sweeps
-from benchmarks.experiments import EXPERIMENTS, ablations, lengths, snr
+from benchmarks.experiments import EXPERIMENTS, ablations, lengths, page, snr
 from benchmarks.experiments.plan import Plan
 from utils.runs import unique
 
@@ -71,9 +71,11 @@ def test_results_have_the_published_form(results):
         assert all(0 <= m <= 1 for m in curve["mean"])
     ratio = results["alignment_steps_ratio"]
     assert ratio is None or 0 < ratio <= 1
+    ratios = results["temperatures"]["0.07"]["steps_ratio"]
+    assert len(ratios) == 2 and (ratio is None) == (None in ratios)
     assert results["temperatures"].keys() == {"none", "0.03", "0.07", "0.13"}
     assert results["temperatures"]["none"]["gain"]["mean"] == [0]
-    assert results["temperatures"]["none"]["steps_ratio"]["mean"] == 1
+    assert results["temperatures"]["none"]["steps_ratio"] == [1, 1]
     assert results["ablations"].keys() == ablations.PARTS.keys()
     assert results["cost"].keys() == EXPERIMENTS.keys()
 
@@ -144,20 +146,21 @@ def test_lengths_are_saved_for_others_to_fit(folder, results):
 
 def test_the_page_shows_what_was_found(folder, results):
     """Each figure with its command; no number that the results do not hold."""
-    page = (folder / "imgs/README.md").read_text()
-    for picture in re.findall(r'\]\(([^)]+png)\)|src="([^"]+)"', page):
+    shown = (folder / "imgs/README.md").read_text()
+    for picture in re.findall(r'\]\(([^)]+png)\)|src="([^"]+)"', shown):
         assert (folder / "imgs" / "".join(picture)).is_file()
-    for command in ("task_align.py --temperatures 0.03 0.07 0.13", "--only snr", "--only lengths"):
-        assert f"python {'benchmarks/sweeps.py ' * command.startswith('--')}{command}" in page
-    assert f"{100 * results['snr_sweep']['aligned']['mean'][0]:.1f} ±" in page
+    for name, experiment in results["cost"].items():
+        assert experiment["command"].startswith(f"python benchmarks/sweeps.py --only {name}")
+        assert "--steps 4" in experiment["command"] and experiment["command"] in shown
+        assert 0 < experiment["ran"] <= experiment["runs"] and experiment["minutes"] > 0
+    assert f"{100 * results['snr_sweep']['aligned']['mean'][0]:.1f} ±" in shown
     for published in ("13.7 %", "71.5 %", "80.9 %"):
-        assert published in page
+        assert published in shown
 
 
 def test_a_second_sweep_runs_nothing_and_finds_the_same(folder, results):
     """Finished runs are skipped, also those of a single experiment; what stands is kept."""
     written = {path: path.stat().st_mtime_ns for path in runs_of(folder)}
-    # The same runs by the stage's own command; its preset is the sweep's but for the clips.
     sweep(folder, "--seeds", "1", "2", "--only", "snr")
     assert {path: path.stat().st_mtime_ns for path in runs_of(folder)} == written
     again = json.loads((folder / "imgs/results.json").read_text())
@@ -171,10 +174,10 @@ def test_experiments_share_runs():
     every = unique([run for part in parts.values() for run in part])
     assert len(every) < sum(map(len, parts.values()))
     seeds = len(plan.config.seeds)
-    # temperatures and none; 8 kinds of model in the SNR sweep beside the two that stand; lengths
-    # of two modalities and compressions; ablations
+    # temperatures and none; 12 models in the SNR sweep beside the two that stand; lengths of two
+    # modalities and compressions; ablations
     answered = [run for run in every if run.script == "task_avqa"]
-    assert len(answered) == seeds * (4 + 8 + 17 + 6)
+    assert len(answered) == seeds * (4 + 12 + 17 + 6)
     assert {run.config.data for run in every} == {"datasets/mini/VALOR", "datasets/mini/MUSIC-AVQA"}
 
 
@@ -209,10 +212,40 @@ def test_temperatures_of_the_stage_keep_its_hyperparameters(monkeypatch):
     assert not any(c.temperatures for c in starts)
 
 
+def test_commands_name_what_differs_from_the_preset():
+    """A section's command makes what the section shows; the plain one stands for the preset."""
+    config = replace(sweeps.PRESETS["mini"], only=["temperatures", "snr"])
+    plan = Plan(config, *sweeps.stages(config))
+    plain = "python task_align.py --temperatures 0.03 0.07 0.13"
+    assert sweeps.command("temperatures", plan, None) == plain
+    assert sweeps.command("snr", plan, None) == "python benchmarks/sweeps.py --only snr"
+    config = replace(config, seeds=[4, 5], channels=["rician"], out="elsewhere")
+    plan = Plan(config, *sweeps.stages(config))
+    said = "python benchmarks/sweeps.py --only snr --seeds 4 5 --channels rician"
+    assert sweeps.command("snr", plan, None) == said
+
+
+def rising(*points):
+    return {"values": [list(point) for point in points]}
+
+
+def test_curves_are_judged_between_all_points():
+    """A slow fall is a fall, though no step of it is; noise is not."""
+    slow = [(0.60 - 0.005 * i + e, 0.61 - 0.005 * i, 0.59 - 0.005 * i) for i, e in
+            enumerate((0.0, 0.004, -0.003, 0.004, 0.0))]  # fmt: skip
+    assert (0, 4) in page.falls(rising(*slow))
+    assert page.falls(rising(*slow[::-1])) == []
+    noise = rising((0.3, 0.35, 0.33), (0.34, 0.31, 0.33), (0.29, 0.36, 0.34))
+    assert page.falls(noise) == page.differs(noise) == []
+
+
 def test_one_seed_is_enough_to_draw(folder, swept):
     """Without intervals, and settling nothing."""
-    sweep(folder, "--seeds", "1", "--only", "ablations", "temperatures")
-    found = json.loads((folder / "imgs/results.json").read_text())
+    flags = ("--seeds", "1", "--only", "ablations", "temperatures")
+    refused = sweep(folder, *flags, ok=False)  # it would replace a part of what stands
+    assert "name another --figures folder" in refused.stderr
+    sweep(folder, *flags, "--figures", str(folder / "one"))
+    found = json.loads((folder / "one/results.json").read_text())
     assert found["seeds"] == [1] and "snr_sweep" not in found
     assert found["ablations"]["no LoRA"]["accuracy"]["ci95"] is None
     assert found["ablations"]["no LoRA"]["gain"]["verdict"] == ["undecided"]
@@ -224,6 +257,8 @@ def test_one_seed_is_enough_to_draw(folder, swept):
         (("--only", "snrs"), "--only snrs: unknown"),
         (("--snr_range", "3"), "snr_range"),
         (("--compressions", "zip"), "zip"),
+        (("--temperatures", "0.07", "0.074"), "--temperatures"),
+        (("--validations", "0"), "--validations"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, flags, says):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
+from utils.checkpoints import sha256
 from utils.config import plain
+from utils.run_log import code_version
 
 
 @dataclass
@@ -30,15 +32,15 @@ def main(config: Config) -> dict:
         assert Path(config.init).is_file(), "started before the run it starts from"
     print("says", config.name, flush=True)
     time.sleep(config.sleeps)
-    from utils.checkpoints import sha256
-
+    torch.save({"seed": config.seed}, f"{stem}.pth")
     metrics = {
+        "code": code_version(),
+        "checkpoint_sha256": sha256(f"{stem}.pth"),
         "config": plain(config),
         "init_sha256": sha256(config.init),
         "cores": len(os.sched_getaffinity(0)),
         "when": time.time(),
         "process": os.getpid(),
     }
-    torch.save({"seed": config.seed}, f"{stem}.pth")
     Path(f"{stem}.json").write_text(json.dumps(metrics))
     return metrics

@@ -77,7 +77,7 @@ def test_losses_are_kept_without_their_graph(tmp_path):
     """What waits to be read does not hold a step's activations in memory."""
     log = RunLog(tmp_path / "run")
     log.add(1, losses(1, 0))
-    assert not any(value.requires_grad for _, row in log.waiting for value in row.values())
+    assert not any(value.requires_grad for _, row, _ in log.waiting for value in row.values())
 
 
 def test_features_are_kept_with_their_clips(tmp_path):

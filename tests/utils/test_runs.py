@@ -55,6 +55,7 @@ def test_a_failed_run_stops_what_needs_it_and_nothing_else(tmp_path):
     ]
     with pytest.raises(RunsFailed, match="2 of 3 runs failed; bad: .*told to fail.*bad.log"):
         run_all(runs, jobs=1)
+    assert "Traceback" in (tmp_path / "bad.log").read_text()
     assert finished(runs[2].config) and not (tmp_path / "needs-bad.json").exists()
 
 
@@ -68,17 +69,23 @@ def test_runs_of_one_name_must_agree(tmp_path):
         unique([run, make(tmp_path, "b", after="c")])
 
 
-def test_finished_means_the_same_run(tmp_path):
-    """Other hyperparameters, another start, lost weights or damaged metrics are not finished; other
-    places to work in change nothing."""
+def test_finished_means_the_same_run(tmp_path, monkeypatch):
+    """Other hyperparameters, another start, other code, lost weights or damaged metrics are not
+    finished; other places to work in change nothing."""
     start, run = make(tmp_path, "start"), make(tmp_path, "end", after="start")
     run_all([start, run], jobs=1)
     assert finished(run.config)
     assert finished(replace(run.config, workers=7))
     assert not finished(replace(run.config, seed=9))
+    weights = (tmp_path / "start.pth").read_bytes()
     (tmp_path / "start.pth").write_bytes(b"another")
     assert not finished(run.config)
-    assert finished(start.config)
+    assert not finished(start.config)
+    (tmp_path / "start.pth").write_bytes(weights)
+    assert finished(run.config) and finished(start.config)
+    monkeypatch.setattr("utils.run_log.code_version", lambda: "another")
+    assert not finished(start.config)
+    monkeypatch.undo()
     (tmp_path / "start.pth").unlink()
     assert not finished(start.config)
     for damage in ("", "[]", "{}", '{"config": {}}'):

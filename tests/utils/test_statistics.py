@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from utils.statistics import curve, interval, paired, steps_to_reach, verdict
+from utils.statistics import (
+    curve,
+    interval,
+    paired,
+    seeds_needed,
+    steps_to_reach,
+    verdict,
+)
 
 
 def test_interval_is_that_of_the_t_test():
@@ -27,7 +34,8 @@ def test_interval_covers_as_often_as_it_says():
 def test_one_seed_has_no_interval():
     """A single run says nothing of its spread, and settles nothing."""
     assert interval([0.5]) == (0.5, None)
-    assert curve([[0.5], [0.6]]) == {"mean": [0.5, 0.6], "ci95": [None, None]}
+    found = {"mean": [0.5, 0.6], "ci95": [None, None], "values": [[0.5], [0.6]]}
+    assert curve([[0.5], [0.6]]) == found
     assert paired([[0.9]], [[0.1]])["verdict"] == ["undecided"]
 
 
@@ -59,3 +67,15 @@ def test_steps_to_reach(target, step):
     """The first time at or below the target, linear between points, also where a curve rises."""
     curve = [(10, 2.0), (20, 1.0), (25, 1.1), (30, 0.9)]
     assert steps_to_reach(curve, target) == step
+
+
+def test_seeds_needed_would_settle_it():
+    """With so many seeds of the same mean and spread the interval leaves out 0, with one less it
+    does not."""
+    pair = np.array([0.01, 0.05, -0.02])
+    needed = seeds_needed(pair)
+    for n, settled in ((needed, True), (needed - 1, False)):
+        like = np.arange(n) - (n - 1) / 2
+        like = pair.mean() + like / like.std(ddof=1) * pair.std(ddof=1)
+        assert (verdict(*interval(like)) != "undecided") == settled
+    assert seeds_needed([0.1]) is None and seeds_needed([0.1, -0.1]) is None
