@@ -13,19 +13,26 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.experiments.page import gain  # noqa: E402
 from benchmarks.sweeps import fill_caches  # noqa: E402
 from task_align import PRESETS as ALIGN  # noqa: E402
 from task_avqa import PRESETS as AVQA  # noqa: E402
 from utils.runs import Run, run_all  # noqa: E402
+from utils.statistics import paired  # noqa: E402
 
 
-def both_stages(seed: int) -> tuple[Run, Run]:
-    """The demo's two runs with another seed."""
+def runs_of(seed: int) -> tuple[Run, Run, Run]:
+    """The demo's two runs with another seed, and its second without the first."""
     changes = {"seed": seed, "figures": "none"}
     align = replace(ALIGN["mini"], name=f"seeds/align-{seed}", **changes)
     avqa = replace(AVQA["mini"], name=f"seeds/avqa-{seed}", **changes)
+    alone = replace(avqa, name=f"seeds/unaligned-{seed}", init="none", question_only=False)
     avqa = replace(avqa, init=f"{align.out}/{align.name}.pth")
-    return Run("task_align", align), Run("task_avqa", avqa, after=align.name)
+    return (
+        Run("task_align", align),
+        Run("task_avqa", avqa, after=align.name),
+        Run("task_avqa", alone),
+    )
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -41,10 +48,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     seeds = parser.parse_args().seeds
-    runs = [both_stages(seed) for seed in seeds]
-    fill_caches([run.config for pair in runs for run in pair])
-    metrics = run_all([run for pair in runs for run in pair], label="seeds")
-    align, avqa = ([metrics[run.name] for run in stage] for stage in zip(*runs, strict=True))
+    runs = [runs_of(seed) for seed in seeds]
+    fill_caches([run.config for part in runs for run in part])
+    metrics = run_all([run for part in runs for run in part], label="seeds")
+    align, avqa, alone = ([metrics[run.name] for run in part] for part in zip(*runs, strict=True))
 
     retrieval = {k: [r["retrieval"][k] for r in align] for k in align[0]["retrieval"]}
     held_out = {
@@ -70,9 +77,12 @@ def main() -> None:
         own = cell([r["accuracy"]["by_type"][kind] for r in avqa])
         print(f"| {kind} | {own} | " + " | ".join(row) + " |")
     by_snr = {s: [r["accuracy_by_snr"][s] for r in avqa] for s in avqa[0]["accuracy_by_snr"]}
-    print("\n| test SNR (dB) | accuracy in % |\n|---|---|")
-    for snr, values in by_snr.items():
-        print(f"| {snr} | {cell(values)} |")
+    unaligned = {s: [r["accuracy_by_snr"][s] for r in alone] for s in by_snr}
+    gains = paired(list(by_snr.values()), list(unaligned.values()))
+    print("\n| test SNR (dB) | accuracy in % | unaligned | gain (points ± 95 %) |")
+    print("|---|---|---|---|")
+    for i, (snr, values) in enumerate(by_snr.items()):
+        print(f"| {snr} | {cell(values)} | {cell(unaligned[snr])} | {gain(gains, i)} |")
     whole = {
         "seeds": seeds,
         "retrieval": {k: summary(v) for k, v in retrieval.items()},
@@ -85,6 +95,8 @@ def main() -> None:
             for n in names
         },
         "accuracy_by_snr": {s: summary(v) for s, v in by_snr.items()},
+        "unaligned_by_snr": {s: summary(v) for s, v in unaligned.items()},
+        "gain_by_alignment": gains,
     }
     (ROOT / "benchmarks" / "seeds.json").write_text(json.dumps(whole, indent=2) + "\n")
 

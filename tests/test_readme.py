@@ -6,7 +6,9 @@ from pathlib import Path
 
 import task_align
 import task_avqa
-from benchmarks import efficiency
+from benchmarks import efficiency, sweeps
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments.page import write_page
 from utils import shapes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,3 +52,23 @@ def test_speed_tables_are_those_last_measured():
     lines = (ROOT / "README.md").read_text().splitlines()
     for line in efficiency.tables(result).splitlines():
         assert line in lines
+
+
+def test_the_page_of_results_is_that_of_the_committed_numbers(tmp_path):
+    """imgs/README.md is what the sweeps write of imgs/results.json, with every figure in place."""
+    results = json.loads((ROOT / "imgs/results.json").read_text())
+    assert results["cost"].keys() == EXPERIMENTS.keys()
+    sections = [experiment.page(results) for experiment in EXPERIMENTS.values()]
+    write_page(tmp_path / "page.md", results, sections)
+    page = (ROOT / "imgs/README.md").read_text()
+    assert (tmp_path / "page.md").read_text() == page
+    for picture in re.findall(r'\]\(([^)]+)\)|src="([^"]+)"', page):
+        assert (ROOT / "imgs" / "".join(picture)).is_file(), picture
+
+
+def test_commands_of_the_page_are_those_of_the_presets():
+    """A plain command of the page makes what stands there: seeds and schedule are the preset's."""
+    results = json.loads((ROOT / "imgs/results.json").read_text())
+    preset = sweeps.PRESETS[results["preset"]]
+    for field in ("seeds", "align_steps", "steps", "batch", "temperature"):
+        assert results[field] == getattr(preset, field), field

@@ -123,6 +123,7 @@ def test_a_second_run_repeats_the_first_from_the_cache(folder, aligned):
         ("task_align.py", ("--preset", "paper", "--data", "nowhere"), "models/vivit-b-16x2"),
         ("task_align.py", ("--channel", "tin-can"), "tin-can"),
         ("task_align.py", ("--snr_range", "5", "-5"), "snr_range"),
+        ("task_align.py", ("--steps", "0"), "--steps 0: must be 1 or more"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, name, flags, says):

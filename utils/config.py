@@ -1,12 +1,14 @@
 """Hyperparameters: the dataclass at the top of a script, its presets, and a flag for each field."""
 
 import json
+import math
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NoReturn
 
+import torch
 from torch import distributed as dist
 from transformers import HfArgumentParser
 from transformers.utils import logging
@@ -34,6 +36,46 @@ def parse_config(presets: dict[str, Any], default: str, doc: str | None) -> Any:
     if unknown:
         fail(f"{unknown[0]}: no such field; see --help", status=2)
     return config
+
+
+# The least that a field may be; those below must be above 0.
+LEAST = (
+    dict.fromkeys(
+        (
+            *(
+                "batch",
+                "accumulate",
+                "steps",
+                "validate_every",
+                "save_every",
+                "keep",
+                "encode_batch",
+            ),
+            *("visual_tokens", "audio_tokens", "caption_tokens", "receiver_width", "mini_clips"),
+            *("answer_tokens", "test_batch"),
+        ),
+        1,
+    )
+    | dict.fromkeys(
+        ("workers", "clip", "lr_min", "lora_rank", "lora_dropout", "contrastive_weight"), 0
+    )
+    | {"reconstruction_weight": 0}
+)
+POSITIVE = ("lr", "temperature", "temperatures", "lora_alpha")
+
+
+def check(config: Any) -> None:
+    """ValueError, in one line, for a hyperparameter that no run can use."""
+    for name, value in vars(config).items():
+        for v in value if isinstance(value, list) else [value]:
+            if isinstance(v, float) and (math.isnan(v) or v == -math.inf):
+                raise ValueError(f"--{name} {v}: must be a number")
+            if name in LEAST and v < LEAST[name]:
+                raise ValueError(f"--{name} {v}: must be {LEAST[name]} or more")
+            if name in POSITIVE and v <= 0:
+                raise ValueError(f"--{name} {v}: must be above 0")
+    if not isinstance(getattr(torch, config.dtype, None), torch.dtype):
+        raise ValueError(f"--dtype {config.dtype}: unknown, say float32, bfloat16 or float16")
 
 
 def plain(config: Any) -> dict:

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+FILE_NAME = re.compile(r"(?!\.\.?$)[^/\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # never outside a folder
 PLACEHOLDER = re.compile(r"<(Object|LR|LRer|FL|TH|LL|BA)>")
 QUESTION_TYPES = tuple(
     f"{modality} {kind}"
@@ -63,14 +66,20 @@ def fill_template(content: str, values: list[str]) -> str:
     question mark becomes a plain one.
 
     Raises:
-        ValueError: when there are more or fewer values than placeholders.
+        ValueError: when there are more or fewer values than placeholders, or one is not text.
     """
+    if not isinstance(content, str) or not _are_texts(values):
+        raise ValueError(f"cannot fill {reprlib.repr(content)} with {reprlib.repr(values)}")
     places = PLACEHOLDER.findall(content)
     if len(places) != len(values):
         raise ValueError(f"{len(places)} placeholders but {len(values)} templ_values")
     rest = iter(values)
-    text = PLACEHOLDER.sub(lambda _: str(next(rest)), content)
+    text = PLACEHOLDER.sub(lambda _: next(rest), content)
     return text.replace("？", "?").strip()
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def annotation_path(root: str | Path, file: str) -> Path:
@@ -105,24 +114,67 @@ def _read_rows(path: Path, fields: tuple[str, ...]) -> tuple[list[dict], Annotat
 def read_valor(root: str | Path, split: str) -> tuple[list[Caption], AnnotationFile]:
     """The captions of a split, and the file's hash and row count."""
     rows, file = _read_rows(annotation_path(root, f"desc_{split}.json"), ("video_id", "desc"))
-    return [Caption(str(row["video_id"]), str(row["desc"]).strip()) for row in rows], file
+    captions = []
+    for number, row in enumerate(rows):
+        where = f"{file.path}: row {number}"
+        captions.append(Caption(_video_id(row, where), _text(row["desc"], f"{where}: desc")))
+    return captions, file
+
+
+def _text(value: Any, where: str) -> str:
+    """`value` without blanks around it; DataError naming `where` if it is no text."""
+    if not isinstance(value, str):
+        raise DataError(f"{where} is {reprlib.repr(value)}, not text; mend or remove the row")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can hold half a character
+        raise DataError(f"{where}: {error}; mend or remove the row") from None
+    return value.strip()
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    """The texts of a JSON list within the JSON; DataError naming `where` if it is none."""
+    try:
+        texts = json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        texts = None
+    if not _are_texts(texts):
+        raise DataError(
+            f"{where} is {reprlib.repr(value)}, not a JSON list of texts; mend or remove the row"
+        )
+    return texts
+
+
+def _video_id(row: dict, where: str) -> str:
+    """The row's video_id; DataError if it could not name a file in the data set's folders."""
+    name = row["video_id"]
+    _text(name, f"{where}: video_id")
+    if not FILE_NAME.fullmatch(name) or len(name.encode()) > 200:
+        raise DataError(
+            f"{where}: video_id is {reprlib.repr(name)}, not a file's name; mend or remove the row"
+        )
+    return name
 
 
 def parse_question(row: dict, where: str) -> Question:
     """One row of MUSIC-AVQA; DataError naming `where` if it does not hold together."""
-    try:
-        kind = " ".join(json.loads(row["type"]))
-        text = fill_template(row["question_content"], json.loads(row["templ_values"]))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: {error}; mend or remove the row") from None
+    kind = " ".join(_texts(row["type"], f"{where}: type"))
     if kind not in QUESTION_TYPES:
-        raise DataError(f"{where}: unknown question type {kind!r}; mend or remove the row")
+        raise DataError(
+            f"{where}: unknown question type {reprlib.repr(kind)}; mend or remove the row"
+        )
+    template = _text(row["question_content"], f"{where}: question_content")
+    values = _texts(row["templ_values"], f"{where}: templ_values")
+    try:
+        text = fill_template(template, values)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; mend or remove the row") from None
     return Question(
-        video_id=str(row["video_id"]),
+        video_id=_video_id(row, where),
         type=kind,
-        template=row["question_content"].strip(),
-        text=text,
-        answer=str(row["anser"]).strip(),
+        template=template,
+        text=_text(text, f"{where}: templ_values"),
+        answer=_text(row["anser"], f"{where}: anser"),
     )
 
 
@@ -131,8 +183,10 @@ def is_deleted(row: dict, where: str) -> bool:
     mark = row.get("question_deleted") or 0
     try:
         return int(mark) != 0
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: question_deleted is {mark!r}; mend or remove the row") from None
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(
+            f"{where}: question_deleted is {reprlib.repr(mark)}; mend or remove the row"
+        ) from None
 
 
 def read_music_avqa(root: str | Path, split: str) -> tuple[list[Question], AnnotationFile]:

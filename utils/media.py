@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,10 @@ def frame_paths(folder: Path) -> list[Path]:
 def read_image(path: Path) -> Image.Image:
     """Read one image as 8-bit RGB. Raises MediaError if it is damaged."""
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings():  # a damaged header may promise a picture of gigabytes
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(path)
+        with opened as image:
             if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
                 grey = np.asarray(image).astype(np.float32) / 257  # 65535 / 255
                 return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -82,18 +86,22 @@ def read_wav(path: Path, sample_rate: int = 16000) -> np.ndarray:
     """Read a sound file of any rate, bit depth and number of channels as mono.
 
     Returns float32 (samples,) at `sample_rate` Hz, full scale being 1; channels are averaged.
-    Raises MediaError if the file is missing, damaged, empty, or has samples that are not finite.
+    Raises MediaError if the file is missing, damaged, empty, or has impossible samples or rate.
     """
     try:
         sound, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         raise MediaError(
             f"{path}: not a readable wav ({one_line(error)}); extract the clip's audio again"
         ) from error
     if len(sound) == 0:
         raise MediaError(f"{path}: holds no samples; extract the clip's audio again")
-    if not np.isfinite(sound).all():
-        raise MediaError(f"{path}: holds samples that are not finite; extract the audio again")
+    if not np.abs(sound).max() < 1e10:  # nor is NaN below it; the spectrum would overflow
+        raise MediaError(
+            f"{path}: holds samples that are not finite or far too large; extract the audio again"
+        )
+    if not 1_000 <= rate <= 1_000_000:  # to convert these takes gigabytes
+        raise MediaError(f"{path}: has a sample rate of {rate} Hz; extract the audio again")
     mono = sound.mean(axis=1)
     common = math.gcd(rate, sample_rate)
     if rate != sample_rate:

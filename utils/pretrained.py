@@ -82,6 +82,7 @@ def video_input(processor: VivitImageProcessor, folder: Path, config) -> Tensor:
         do_resize=frames.shape[1:3] != wanted,
         size={"height": wanted[0], "width": wanted[1]},
         do_center_crop=False,
+        input_data_format="channels_last",  # not guessed: a picture may be 3 pixels high
         return_tensors="np",
     )
     return torch.from_numpy(out["pixel_values"][0].astype(np.float32))

@@ -14,6 +14,8 @@ from accelerate.utils import (
     gather_object,
 )
 
+from utils.config import check
+
 
 def start(config: Any) -> Accelerator:
     """The processes that `accelerate launch` started, or this one alone.
@@ -22,8 +24,10 @@ def start(config: Any) -> Accelerator:
     the cores are divided between the processes, one thread a core.
 
     Raises:
-        ValueError: for a batch size that the processes cannot share evenly.
+        ValueError: for a hyperparameter that no run can use, or a batch size that the processes
+            cannot share evenly.
     """
+    check(config)
     accelerator = Accelerator(
         gradient_accumulation_steps=config.accumulate,
         dataloader_config=DataLoaderConfiguration(split_batches=True, non_blocking=True),

@@ -3,7 +3,8 @@
 `python utils/raw_video_preprocess.py VIDEOS OUT` writes OUT/ast_audio/ID.wav (16 kHz, mono, 16 bit)
 and OUT/vivit_frames/ID/frame_0001.png and so on for each video ID.mp4, over the whole clip.
 Finished clips are skipped, so the same command continues an interrupted run; let only one run at a
-time write to OUT. `--help` lists the options.
+time write to OUT. Bad clips are listed at the end with their reasons and leave the exit status 0;
+it is 1 if the run could not go on. `--help` lists the options.
 """
 
 import argparse
@@ -42,6 +43,9 @@ SAMPLE_RATE = 16000  # Hz, what AST reads
 # Bilinear averages over all source pixels when it shrinks; without the two other flags, libswscale
 # rounds down and pictures come out about two levels too dark.
 SCALING = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+# Containers of SUFFIXES and of files that are often misnamed. Never playlists: a text file could
+# make the decoder read other files.
+FORMATS = "mov,matroska,webm,avi,flv,asf,ogg,mpeg,mpegts"
 SCRATCH = ".partial-"  # prefix in OUT of what is not finished
 Span = tuple[int, int, int]  # first and last presentation time, end of the last frame; time base
 
@@ -81,12 +85,11 @@ def preprocess(
     videos, out, summary = Path(videos), Path(out), Summary()
     clips = find_clips(videos, summary)
     settle_settings(out, frames, fps, size)
-    for leftover in out.glob(SCRATCH + "*"):  # of a run that was killed
-        remove(leftover)
+    remove_unfinished(out)  # of a run that was killed
     todo = [clip for clip in clips if not all(map(finished, targets(clip, out)))]
     summary.skipped = len(clips) - len(todo)
     extract = partial(extract_clip, out=out, frames=frames, fps=fps, size=size)
-    if min(workers, len(todo)) > 1:
+    if workers > 1:
         results = in_processes(extract, todo, workers)
     else:
         results = ((clip, extract(clip)) for clip in todo)
@@ -95,6 +98,7 @@ def preprocess(
             summary.failed[clip.name] = "; ".join(problems)
         else:
             summary.done += 1
+    remove_unfinished(out)  # of a decoder that crashed
     if not quiet:
         print(summary)
     return summary
@@ -107,6 +111,9 @@ def find_clips(videos: Path, summary: Summary) -> list[Path]:
     clips = {}
     for path in sorted(videos.iterdir()):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or path.is_dir():
+            continue
+        if not path.is_file():  # to read a pipe would wait for ever
+            summary.failed[path.name] = "is not a file, or a link to nothing"
             continue
         first = clips.setdefault(path.stem, path)
         if first != path:
@@ -233,6 +240,11 @@ def extract_clip(
     return list(dict.fromkeys(problems))
 
 
+def remove_unfinished(out: Path) -> None:
+    for part in out.glob(SCRATCH + "*"):
+        remove(part)
+
+
 def remove(part: Path) -> None:
     """Remove a file or a folder, if it is there."""
     if part.is_dir():
@@ -258,7 +270,10 @@ def write_sound(path: Path, target: Path) -> None:
 def to_mono(frames: Iterable[av.AudioFrame]) -> Iterator[bytes]:
     """Yield the samples of audio frames as 16-bit mono at SAMPLE_RATE."""
     # Rate and layout may change within a file, and a resampler takes only one of each.
-    for _, alike in groupby(frames, lambda f: (f.format.name, f.layout.name, f.sample_rate)):
+    kinds = groupby(frames, lambda f: (f.sample_rate, f.format.name, f.layout.name))
+    for (rate, *_), alike in kinds:
+        if not 1_000 <= rate <= 1_000_000:  # a damaged header; the converted sound fills the disk
+            raise ValueError(f"has a sample rate of {rate} Hz")
         resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
         for frame in chain(alike, [None]):  # None asks for the samples held back
             for block in resampler.resample(frame):
@@ -285,7 +300,11 @@ def span_of(stamps: list[tuple[int | None, int | None]]) -> Span:
     if not stamps:
         raise ValueError("no decodable frame")
     first, (last, duration) = stamps[0][0], stamps[-1]
-    return first, last, last + (duration or (last - first) // max(1, len(stamps) - 1))
+    end = last + (duration or (last - first) // max(1, len(stamps) - 1))
+    # mp4 stores the time to the next frame in order of decoding, which for the last one shown may
+    # be a gap that lies before it. The sum is right, but for a unit of rounding a frame elsewhere.
+    total = first + sum(duration for _, duration in stamps)
+    return first, last, total if last < total < end - len(stamps) else end
 
 
 def write_spread(
@@ -335,7 +354,11 @@ def save_png(frame: av.VideoFrame, folder: Path, numbers: Iterable[int], size: i
 
 def open_media(path: Path) -> InputContainer:
     # absolute, because a name like "http:x.mp4" would be taken for an address
-    return av.open(str(path.absolute()), metadata_errors="ignore")
+    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+    try:
+        return av.open(str(path.absolute()), metadata_errors="ignore", options=options)
+    except av.ArgumentError:
+        raise ValueError("is not in a video format") from None
 
 
 def video_stream(container: InputContainer) -> av.VideoStream:
@@ -366,7 +389,8 @@ def main() -> None:
     amount.add_argument("--frames", type=int, default=32, help="frames a clip (%(default)s)")
     amount.add_argument("--fps", type=float, help="frames a second, in place of --frames")
     parser.add_argument("--size", type=int, default=224, help="side of a frame, pixels (224)")
-    parser.add_argument("--workers", type=int, default=2, help="clips at a time (%(default)s)")
+    workers = "clips at a time (%(default)s); with 1, a crash of the decoder ends the run"
+    parser.add_argument("--workers", type=int, default=2, help=workers)
     try:
         preprocess(**vars(parser.parse_args()))
     except ValueError as error:

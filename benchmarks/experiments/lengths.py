@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from benchmarks.experiments.page import gain, heading, number, percent, table
+from benchmarks.experiments.page import differs, gain, heading, number, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies, validation_losses
 from utils.files import write_whole
 from utils.plots import COLOURS, band, save
@@ -147,7 +147,20 @@ def page(results: dict) -> str:
                 row += [percent(curves["accuracy"], i), number(curves["validation_loss"], i)]
             rows.append(row + [gain(gains[m], i) for gains in sweep["gain"].values()])
         said += "\n" + table(head, rows)
+        for how in ways:
+            said += f"\n{how.replace('_', ' ').capitalize()}, {m} tokens: "
+            said += told_apart(sweep["lengths"], sweep[how][m]["validation_loss"]) + "\n"
     return said + (
         "\nThe other modality keeps its length. Channel uses are complex symbols a clip, of both "
         "modalities. [token_length.csv](token_length.csv) holds every run.\n"
     )
+
+
+def told_apart(lengths: list[int], losses: dict) -> str:
+    """Which lengths the seeds tell apart by their validation loss."""
+    if losses["ci95"][0] is None:
+        return "one seed tells no lengths apart."
+    found = [f"{lengths[i]} and {lengths[j]}" for i, j in differs(losses)]
+    if not found:
+        return "no two lengths differ in validation loss by more than the interval."
+    return f"validation losses differ between {', '.join(found)}."

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import FuncFormatter
 
 from benchmarks.experiments.page import gain, heading, number, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies, summary
@@ -18,6 +19,7 @@ from utils.runs import Run
 from utils.statistics import curve, paired, steps_to_reach
 from utils.tsne_page import write_page
 
+MODALITIES = ("visual", "audio", "text")
 SHOWN = 150  # clips in the t-SNE
 NONE = "none"  # no alignment
 
@@ -106,6 +108,8 @@ def draw_losses(found: dict, path: Path) -> str:
         axis.axhline(end, color=GREY, ls=":", lw=1)
         axis.set(xlabel="round (optimizer step)", title=f"{what} loss of fine-tuning", yscale="log")
         axis.grid(alpha=0.3, which="both")
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks(FuncFormatter(lambda loss, _: f"{loss:g}"))
     axes[0].set_ylabel("loss (nats a token)")
     axes[1].legend(fontsize=8)
     return save(figure, path)
@@ -122,7 +126,7 @@ def draw_features(plan: Plan, folder: Path) -> list[str]:
         sets |= {"no alignment": features["before"], f"τ = {tau:g}": features["after"]}
     ids = ids[:SHOWN]
     models = {
-        name: tsne.tsne_points({m: f[:SHOWN].numpy() for m, f in features.items()}, seed)
+        name: tsne.tsne_points({m: features[m][:SHOWN].numpy() for m in MODALITIES}, seed)
         for name, features in sets.items()
     }
     paths = [folder / picture(tau) for tau in (0, *temperatures(plan))]
