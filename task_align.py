@@ -133,8 +133,8 @@ def main(config: Config) -> dict | None:
     prepare_mini(config, accelerator)
 
     system = build_system(config)
-    rows, files, _ = read_splits(read_valor, root)
-    clips = encode_clips(system, config, root, rows, accelerator)
+    rows, files = read_splits(read_valor, root)
+    clips, log.left_out = encode_clips(system, config, root, rows, accelerator)
 
     def forward(system, batch, noise):
         """Three users send their tokens, the base station restores them."""

@@ -145,7 +145,7 @@ def main(config: Config) -> dict | None:
     # The system as stage 1 left it, with fresh LoRA weights.
     system = build_system(config)
     if config.init != "none":
-        load_parts(config.init, system.transceivers)
+        load_parts(config.init, system.transceivers, preset=config.preset)
     system.foundation.add_lora(
         config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets
     )
@@ -153,8 +153,8 @@ def main(config: Config) -> dict | None:
         system.foundation.save_memory()
     if config.compile:
         system.foundation.compile()
-    rows, files, total = read_splits(read_music_avqa, root)
-    clips = encode_clips(system, config, root, rows, accelerator)
+    rows, files = read_splits(read_music_avqa, root)
+    clips, log.left_out = encode_clips(system, config, root, rows, accelerator)
 
     def receive(system, batch, snr_db, noise):
         """Three users send picture, sound and question at snr_db; what the base station reads."""
@@ -257,7 +257,7 @@ def main(config: Config) -> dict | None:
         baseline=baseline,
         about={**training.summary(), "init_sha256": about["init_sha256"]},
         files=files,
-        total=total,
+        total={split: len(part) for split, part in rows.items()},
     )
     training.finish()
     return metrics

@@ -166,7 +166,7 @@ def cached(folder: Path, stage: str) -> dict:
     )
     root, rows = folder / "data", read(folder / "data", "train")[0]
     estimate = sum(clip_bytes(tx) for tx in (system.img_tx, system.audio_tx))
-    data = encode_clips(system, config, root, {"train": rows}, start(config))["train"]
+    data = encode_clips(system, config, root, {"train": rows}, start(config))[0]["train"]
     files = [file for kind in data.folders.values() for file in kind.iterdir()]
     collate = Collate(system.tokenizer)
 

@@ -104,7 +104,6 @@ def report(
     if baseline is not None:
         baselines["question_only"] = baseline["accuracy"]
     by_snr = {f"{snr:g}": score(part, asked)["overall"] for snr, part in answers.items()}
-    print_accuracies(accuracy, baselines, by_snr)
     figures = []
     if config.figures != "none":
         log.read()
@@ -115,8 +114,7 @@ def report(
             examples=example_clips(Path(config.data), asked, said),
             snr_db=config.snr_db,
         )
-    print("look at:", log.path(".pth"), log.path(".json"), *figures, sep="\n  ")
-    return log.finish(
+    metrics = log.finish(
         {
             "task": "avqa",
             "preset": config.preset,
@@ -133,3 +131,6 @@ def report(
             "figures": figures,
         }
     )
+    print_accuracies(accuracy, baselines, by_snr)
+    print("look at:", log.path(".pth"), log.path(".json"), *figures, sep="\n  ")
+    return metrics

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -9,6 +11,9 @@ from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from torch import nn
 
 from utils.files import write_whole
+
+# What older files have before all keys of a part: DataParallel's, and the published receivers'.
+WRAPPERS = ("module.", "receiver.")
 
 
 class CheckpointError(ValueError):
@@ -58,7 +63,10 @@ def load_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        check_sums(path)
+        with warnings.catch_warnings():  # of what an error says
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds on a damaged file
         reason = " ".join(str(error).split())[:120]
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from None
@@ -67,33 +75,95 @@ def load_checkpoint(path: str | Path) -> dict:
     return content
 
 
+def check_sums(path: Path) -> None:
+    """BadZipFile if a byte of the file is not what was written, which torch.load does not notice.
+    Only files of torch before 1.6 are no zip archives."""
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            return
+    with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
+
+
 def weights_of(content: dict, name: str, path: str | Path) -> dict:
     """A part's weights without those of an encoder; CheckpointError if it holds anything else."""
     part = content[name]
-    if not isinstance(part, dict) or not all(isinstance(v, torch.Tensor) for v in part.values()):
+    if not isinstance(part, dict) or not all(
+        isinstance(k, str) and is_weight(v) for k, v in part.items()
+    ):
         raise CheckpointError(f"{path}: {name} holds no weights; make it with task_align.py")
+    for wrapper in WRAPPERS:
+        if part and all(key.startswith(wrapper) for key in part):
+            part = {key.removeprefix(wrapper): value for key, value in part.items()}
     return {k: v for k, v in part.items() if not k.startswith("encoder.")}
 
 
+def is_weight(value: object) -> bool:
+    """Whether it is a plain tensor of real numbers."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+    )
+
+
 def check_weights(saved: dict, wanted: dict, where: str) -> None:
-    """CheckpointError, beginning with `where`, if keys or shapes differ."""
-    for key in sorted(wanted.keys() ^ saved.keys()):
-        raise CheckpointError(f"{where} and this model differ in the key {key!r}")
+    """CheckpointError, beginning with `where`, if keys or shapes differ or a number is none."""
+    lacking, foreign = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
+    if lacking or foreign:
+        says = [f"lacks {shown(lacking)}"] if lacking else []
+        says += [f"has the unknown {shown(foreign)}"] if foreign else []
+        raise CheckpointError(
+            f"{where} {' and '.join(says)}; it is of another model, or its keys are named "
+            "otherwise (those of an encoder must begin with 'encoder.')"
+        )
     for key, value in saved.items():
         if value.shape != wanted[key].shape:
             raise CheckpointError(
                 f"{where}.{key} is {tuple(value.shape)}, this model wants "
-                f"{tuple(wanted[key].shape)}; use the preset that made it"
+                f"{tuple(wanted[key].shape)}; use the preset and models that made it"
             )
+        if not value.float().isfinite().all():
+            raise CheckpointError(f"{where}.{key} holds numbers that are not finite; train it anew")
 
 
-def load_parts(path: str | Path, parts: dict[str, nn.Module], lora: nn.Module | None = None):
+def shown(keys: set[str], most: int = 3) -> str:
+    """The first of the keys, and how many more there are."""
+    rest = f" and {len(keys) - most} more" if len(keys) > most else ""
+    return ", ".join(repr(key[:60]) for key in sorted(keys)[:most]) + rest
+
+
+def preset_of(content: dict) -> str | None:
+    """The preset that a checkpoint was made with; None if it does not say."""
+    about = content.get("about")
+    config = about.get("config") if isinstance(about, dict) else None
+    preset = config.get("preset") if isinstance(config, dict) else None
+    return preset if isinstance(preset, str) else None
+
+
+def load_parts(
+    path: str | Path,
+    parts: dict[str, nn.Module],
+    lora: nn.Module | None = None,
+    preset: str | None = None,
+) -> dict:
     """Fill the parts, and `lora` if given, from a checkpoint. Encoder weights in it are ignored.
 
+    Returns the facts that stand beside the weights, if there are any.
+
     Raises:
-        CheckpointError: naming the part whose keys or shapes differ.
+        CheckpointError: naming the part whose keys or shapes differ, or the preset that made the
+            file, if the file says so and it is not `preset`.
     """
     content = load_checkpoint(path)
+    made_with = preset_of(content)
+    if preset and made_with and made_with != preset:
+        raise CheckpointError(
+            f"{path}: made with preset {made_with!r}, this run has {preset!r}; give it "
+            f"--preset {made_with}, or an --init that task_align.py --preset {preset} made"
+        )
     for name, part in parts.items():
         if name not in content:
             raise CheckpointError(f"{path}: has no {name}; make it with task_align.py")

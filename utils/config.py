@@ -94,6 +94,7 @@ class Stopped(Exception):
 def quieten() -> None:
     """No messages about which a user can do nothing."""
     logging.disable_progress_bar()  # of loading weights, which takes no time worth a bar
+    logging.set_verbosity_error()  # weights that no part reads; what is wrong is raised
     # peft asks transformers by a name that is going.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
 

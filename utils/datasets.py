@@ -206,29 +206,33 @@ def frames_path(root: str | Path, video_id: str) -> Path:
     return Path(root) / "extraction" / "vivit_frames" / video_id
 
 
-def with_media(root: str | Path, video_ids: list[str]) -> list[str]:
-    """The distinct clips, in order, whose sound and frames were both extracted.
+def without_media(root: str | Path, video_ids: list[str]) -> dict[str, str]:
+    """The clips whose sound or frames were not extracted, each with the reason.
 
     Raises:
-        DataError: when none was.
+        DataError: when that is all of them.
     """
-    distinct = list(dict.fromkeys(video_ids))
-    found = [v for v in distinct if wav_path(root, v).is_file() and frames_path(root, v).is_dir()]
-    if distinct and not found:
+    absent = {}
+    for video_id in dict.fromkeys(video_ids):
+        media = (wav_path(root, video_id), frames_path(root, video_id))
+        gone = [str(path) for path in media if not path.exists()]
+        if gone:
+            absent[video_id] = f"{' and '.join(gone)}: not extracted"
+    if absent and absent.keys() == set(video_ids):
         raise DataError(
-            f"{Path(root) / 'extraction'}: none of the {len(distinct)} annotated clips is there; "
+            f"{Path(root) / 'extraction'}: none of the {len(absent)} annotated clips is there; "
             "run utils/raw_video_preprocess.py on the videos first"
         )
-    return found
+    return absent
 
 
-def read_splits(read: Callable, root: str | Path) -> tuple[dict, dict, dict[str, int]]:
-    """Every split by `read_valor` or `read_music_avqa`: the rows whose clip has media, the
-    annotation files, and how many rows there were before."""
-    rows, files, total = {}, {}, {}
-    for split in ("train", "val", "test"):
-        everything, files[split] = read(root, split)
-        there = set(with_media(root, [row.video_id for row in everything]))
-        rows[split] = [row for row in everything if row.video_id in there]
-        total[split] = len(everything)
-    return rows, files, total
+def listing(left_out: dict[str, str]) -> str:
+    """How a run names the clips that it leaves out: a line each, with the reason."""
+    lines = [f"  {video_id}: {reason}" for video_id, reason in sorted(left_out.items())]
+    return "\n".join([f"{len(left_out)} clips left out:", *lines])
+
+
+def read_splits(read: Callable, root: str | Path) -> tuple[dict, dict]:
+    """The rows of every split by `read_valor` or `read_music_avqa`, and the annotation files."""
+    found = {split: read(root, split) for split in ("train", "val", "test")}
+    return {k: rows for k, (rows, _) in found.items()}, {k: file for k, (_, file) in found.items()}

@@ -7,7 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from utils.clips import ClipMedia, ClipTokens
-from utils.datasets import DataError
+from utils.datasets import DataError, listing, without_media
 from utils.feature_cache import (
     Job,
     cache_folder,
@@ -32,34 +32,37 @@ def encode_clips(
     rows: dict[str, list],
     accelerator: Accelerator,
     also: Sequence[Way] = (),
-) -> dict[str, ClipTokens | ClipMedia]:
-    """The rows of every split with their clips' tokens; bad clips are listed and left out.
+) -> tuple[dict[str, ClipTokens | ClipMedia], dict[str, str]]:
+    """The rows of every split with their clips' tokens, and the clips that are left out because
+    their media are missing or cannot be read, each with the reason.
 
     Each process encodes its share of what is not cached yet; then the encoders are released.
     With `--cache none` clips are only checked here, and encoded at every step. Compressions named
     in `also` are cached along, at no further call of the encoders.
     """
-    video_ids = [row.video_id for split in rows.values() for row in split]
+    absent, video_ids = {}, []
+    for split in rows.values():
+        absent |= without_media(root, [row.video_id for row in split])
+        video_ids += [row.video_id for row in split if row.video_id not in absent]
     video_ids = share(list(dict.fromkeys(video_ids)), accelerator)
     if config.cache == "none":
         folders, bad = check_clips(system, config, root, video_ids, accelerator)
     else:
         folders, bad = fill_cache(system, config, root, video_ids, accelerator, also)
-    bad = merge(bad)  # which also waits for all processes
-    if bad:
-        listed = "\n".join(f"  {video_id}: {reason}" for video_id, reason in sorted(bad.items()))
-        accelerator.print(f"{len(bad)} clips left out:\n{listed}")
+    left_out = absent | merge(bad)  # which also waits for all processes
+    if left_out:
+        accelerator.print(listing(left_out), flush=True)
     if folders:
         system.release_encoders()
     clips = {}
     for split, part in rows.items():
-        good = [row for row in part if row.video_id not in bad]
+        good = [row for row in part if row.video_id not in left_out]
         if not good:
             raise DataError(f"{root}: no clip of the {split} split is left to read")
         clips[split] = (
             ClipTokens(good, folders) if folders else ClipMedia(good, root, system.readers)
         )
-    return clips
+    return clips, dict(sorted(left_out.items()))
 
 
 def fill_cache(

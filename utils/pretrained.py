@@ -5,6 +5,7 @@ The mini models and the published ones go through the same functions.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,15 +22,27 @@ from transformers import (
 
 from utils.media import MediaError, read_frames, read_wav
 
+KEPT = ("repo_id", "commit")  # of what the download records
+
+
+class ModelError(ValueError):
+    """A model folder that cannot be used, in one line: the folder, what is wrong, what to do."""
+
+    def __init__(self, folder: str | Path, wrong: str):
+        super().__init__(f"{folder}: {wrong}; {AGAIN}")
+
+
+AGAIN = (
+    "fetch the published models by `python utils/hf-download.py`, make the mini ones by "
+    "`python -m utils.mini_pretrain`"
+)
+
 
 def check_folder(folder: str | Path) -> Path:
     """The folder if a model stands in it; FileNotFoundError, in one line, if not."""
     folder = Path(folder)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"{folder}: no config.json with *.safetensors there; fetch the published models by "
-            "`python utils/hf-download.py`, make the mini ones by `python -m utils.mini_pretrain`"
-        )
+        raise FileNotFoundError(f"{folder}: no config.json with *.safetensors there; {AGAIN}")
     return folder
 
 
@@ -38,21 +51,57 @@ def revision(folder: str | Path) -> dict:
     record = Path(folder) / "revision.json"
     if not record.is_file():
         return {}
-    return {k: v for k, v in json.loads(record.read_text()).items() if k in ("repo_id", "commit")}
+    try:
+        return {k: v for k, v in json.loads(record.read_text()).items() if k in KEPT}
+    except (ValueError, AttributeError):
+        raise ModelError(record, "not what the download writes there") from None
+
+
+def load(kind: type, folder: Path, **options: Any) -> Any:
+    """`kind.from_pretrained` of a folder, which never runs or offers to run code that lies there.
+
+    Raises:
+        ModelError: whatever is wrong with the folder's files.
+    """
+    try:
+        return kind.from_pretrained(folder, trust_remote_code=False, **options)
+    except Exception as error:  # the libraries below raise many kinds on a damaged file
+        reason = " ".join(str(error).split())[:160]
+        raise ModelError(folder, f"cannot be read by {kind.__name__} ({reason})") from None
+
+
+def load_weights(kind: type, folder: Path, **options: Any) -> nn.Module:
+    """A model from safetensors alone; ModelError too where a weight is missing or of another
+    shape, which would be drawn at random."""
+    model, found = load(
+        kind,
+        folder,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,  # which are named below
+        output_loading_info=True,
+        **options,
+    )
+    unfit = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if unfit:
+        raise ModelError(
+            folder,
+            f"holds no fitting weight for {unfit[0]!r} of {kind.__name__} "
+            f"({len(unfit)} in all): it is another model, or its config.json of another",
+        )
+    return model
 
 
 def load_ast(folder: str | Path) -> tuple[nn.Module, ASTFeatureExtractor]:
     """The audio encoder and its feature extractor."""
     folder = check_folder(folder)
-    model = ASTModel.from_pretrained(folder, use_safetensors=True)
-    return model, ASTFeatureExtractor.from_pretrained(folder)
+    return load_weights(ASTModel, folder), load(ASTFeatureExtractor, folder)
 
 
 def load_vivit(folder: str | Path) -> tuple[nn.Module, VivitImageProcessor]:
     """The video encoder and its image processor."""
     folder = check_folder(folder)
-    model = VivitModel.from_pretrained(folder, use_safetensors=True, add_pooling_layer=False)
-    return model, VivitImageProcessor.from_pretrained(folder)
+    model = load_weights(VivitModel, folder, add_pooling_layer=False)
+    return model, load(VivitImageProcessor, folder)
 
 
 def load_language_model(
@@ -60,10 +109,11 @@ def load_language_model(
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The causal language model and its tokenizer; its end-of-text token also pads."""
     folder = check_folder(folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, use_safetensors=True, dtype=dtype, attn_implementation="sdpa"
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = load_weights(AutoModelForCausalLM, folder, dtype=dtype, attn_implementation="sdpa")
+    tokenizer = load(AutoTokenizer, folder)
+    ids = tokenizer("What is it?")["input_ids"]
+    if not ids or tokenizer.eos_token_id is None or max(ids) >= model.config.vocab_size:
+        raise ModelError(folder, "its tokenizer's files are missing or another model's")
     tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
 

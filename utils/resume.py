@@ -11,7 +11,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Training:
         self.read = 0  # batches
         self.seconds = 0.0  # spent on saving
         self.asked: int | None = None  # to stop, by this signal
-        self.saved = agree(newest(self.folder)) if config.resume else None
+        self.saved = agree(newest(self.folder, accelerator.print)) if config.resume else None
         if self.saved is not None:
             check_same(self.saved["about"], self.about, self.folder)
             self.read = self.saved["read"]
@@ -208,15 +208,16 @@ def states(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"))
 
 
-def newest(folder: Path) -> dict | None:
-    """The newest state that can be read; a damaged one is passed over."""
+def newest(folder: Path, say: Callable = print) -> dict | None:
+    """The newest state that can be read; damaged ones are named by `say` and passed over."""
     for path in reversed(states(folder)):
         try:
             state = load_checkpoint(path)
             if state.keys() >= {"about", "read", "random"}:
                 return state
-        except CheckpointError:
-            continue
+            say(f"{path}: holds no state of training; passed over")
+        except CheckpointError as error:
+            say(f"{error}; passed over")
     return None
 
 

@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.checkpoints import sha256
 from utils.config import plain
+from utils.datasets import listing
 from utils.files import write_whole
 
 # What does not change a run's result: where things lie and how the work is shared out.
@@ -80,6 +81,7 @@ class RunLog:
         self.stem, self.every, self.writes = stem, every, writes
         self.rows: list[dict[str, float]] = []
         self.waiting: list[tuple[int, dict[str, Tensor], list[str]]] = []
+        self.left_out: dict[str, str] = {}  # clips, with reasons
         self.began = time.time()
         if writes:
             stem.mkdir(parents=True, exist_ok=True)
@@ -151,7 +153,8 @@ class RunLog:
         return {"first": sum(first) / len(first), "last": sum(last) / len(last)}
 
     def finish(self, metrics: dict) -> dict:
-        """Write R.csv and R.json, and let go of the name; returns what R.json holds."""
+        """Write R.csv and R.json, name the clips that were left out, and let go of the run's name;
+        returns what R.json holds."""
         self.read()
         self.events.close()
         self.lock.close()
@@ -162,12 +165,15 @@ class RunLog:
         write_whole(self.path(".csv"), table.getvalue())
         whole = {
             **metrics,
+            "left_out": self.left_out,
             "seconds": time.time() - self.began,
             "peak_rss_mb": peak_rss_mb(),
             "code": code_version(),
             "checkpoint_sha256": sha256(self.path(".pth")),
         }
         write_whole(self.path(".json"), json.dumps(whole, indent=2) + "\n")
+        if self.left_out:
+            print(listing(self.left_out))
         return whole
 
 

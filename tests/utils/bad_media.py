@@ -1,7 +1,8 @@
-"""Broken and odd media, made here: videos as people have them, and the extracted form that the
-encoders read. Shared by tests; not a test itself."""
+"""Broken and odd media, made here: videos as people have them, the extracted form that the encoders
+read, and mutants of any file. Shared by tests; not a test itself."""
 
 import os
+import random
 import signal
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,26 @@ from utils.raw_video_preprocess import SCRATCH, extract_clip
 
 FPS, STEP, TONE = 12, 20, 440  # frame i is grey of level STEP * i; the sound is a tone of 440 Hz
 SHELL = ["a b", "it's", 'say "hi"', "a;touch X", "$(touch X)", "`touch X`", "-rf", "日本 é", "%d"]
+BAD_MEDIA = {  # of `write_frames` and `write_sounds`, and how the reason begins
+    "visual": {
+        "corrupt": "corrupt/frame_0001.png: not a readable image",
+        "cut": "cut/frame_0001.png: not a readable image",
+        "bomb": "bomb/frame_0001.png: not a readable image",
+        "no frames": "no frames: holds no frame_*.png",
+        "nowhere": "nowhere: cannot be listed",
+    },
+    "audio": {
+        "short": "short.wav: shorter than 25 ms",
+        "no samples": "no samples.wav: holds no samples",
+        "not a number": "not a number.wav: holds samples that are not finite",
+        "too large": "too large.wav: holds samples that are not finite or far too large",
+        "corrupt": "corrupt.wav: not a readable wav",
+        "empty": "empty.wav: not a readable wav",
+        "1 Hz": "1 Hz.wav: has a sample rate of 1 Hz",
+        "1073741824 Hz": "1073741824 Hz.wav: has a sample rate of 1073741824 Hz",
+        "nowhere": "nowhere.wav: not a readable wav",
+    },
+}
 
 
 def grey(i: int, width: int, height: int) -> np.ndarray:
@@ -197,3 +218,35 @@ def extract_in_10_s(path: Path, out: Path) -> list[str]:
         return extract_clip(path, out, frames=4, size=16)
     finally:
         signal.alarm(0)
+
+
+def mutant(sources: list[bytes], seed: int) -> bytes:
+    """One of the sources with bytes flipped, cut off, spliced in or zeroed, often near its ends."""
+    rng = random.Random(seed)
+    data, other = bytearray(sources[seed % len(sources)]), rng.choice(sources)
+
+    def place() -> int:
+        ends = [
+            range(len(data)),
+            range(min(64, len(data))),
+            range(max(0, len(data) - 999), len(data)),
+        ]
+        return rng.choice(rng.choice(ends))
+
+    match rng.choice(["flip", "flip", "edges", "cut", "splice", "zeros"]):
+        case "flip":
+            for _ in range(rng.choice([1, 2, 8, 1 + len(data) // 50])):
+                data[place()] = rng.randrange(256)
+        case "edges":
+            for _ in range(rng.choice([1, 3, 8])):
+                data[place()] = rng.choice([0, 127, 128, 255])
+        case "cut":
+            del data[place() :]
+        case "splice":
+            start, length = rng.randrange(len(other)), rng.randrange(1, 2000)
+            at = place()
+            data[at : at + rng.choice([0, length])] = other[start : start + length]
+        case "zeros":
+            at, length = place(), rng.randrange(1, 500)
+            data[at : at + length] = bytes(len(data[at : at + length]))
+    return bytes(data)

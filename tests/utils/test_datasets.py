@@ -17,7 +17,7 @@ from utils.datasets import (
     read_music_avqa,
     read_valor,
     wav_path,
-    with_media,
+    without_media,
 )
 from utils.metrics import accuracy_report, is_right, majority_answers, majority_right
 
@@ -206,18 +206,22 @@ def test_missing_annotations_end_in_one_line(tmp_path):
     one_line(error, str(tmp_path / "nowhere" / "annotations" / "desc_test.json"))
 
 
-def test_clips_with_media(tmp_path):
-    """Clips count once, in order, and only with both sound and frames."""
+def test_clips_without_media(tmp_path):
+    """Clips that lack sound or frames are named once, with what they lack; all of them: refused."""
     for name in ("both", "sound", "also"):
         wav_path(tmp_path, name).parent.mkdir(parents=True, exist_ok=True)
         wav_path(tmp_path, name).touch()
     for name in ("both", "frames", "also"):
         frames_path(tmp_path, name).mkdir(parents=True)
     names = ["also", "sound", "both", "frames", "also", "neither", "both"]
-    assert with_media(tmp_path, names) == ["also", "both"]
-    assert with_media(tmp_path, []) == []
+    absent = without_media(tmp_path, names)
+    assert list(absent) == ["sound", "frames", "neither"]
+    for name, gone in (("sound", [frames_path]), ("neither", [wav_path, frames_path])):
+        assert absent[name].endswith(": not extracted")
+        assert all(str(of(tmp_path, name)) in absent[name] for of in gone)
+    assert without_media(tmp_path, []) == {}
     with pytest.raises(DataError) as error:
-        with_media(tmp_path, ["sound", "sound", "frames"])
+        without_media(tmp_path, ["sound", "sound", "frames"])
     one_line(error, str(tmp_path / "extraction"), "none of the 2")
 
 

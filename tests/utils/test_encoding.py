@@ -59,7 +59,7 @@ class Run:
         system, encoded = build_system(self.cached(cached)), []
         for tx in (system.img_tx, system.audio_tx):
             tx.encoder.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
-        clips = encode_clips(system, self.cached(cached), self.root, rows, self.accelerator)
+        clips, _ = encode_clips(system, self.cached(cached), self.root, rows, self.accelerator)
         return system, clips, sum(encoded)
 
     def files(self):

@@ -2,7 +2,6 @@
 
 import io
 import json
-import random
 import time
 import warnings
 import zlib
@@ -15,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.utils.bad_media import extract_in_10_s, tone, write_video
+from tests.utils.bad_media import extract_in_10_s, mutant, tone, write_video
 from tests.utils.tiny import save_models
 from utils.datasets import (
     DataError,
@@ -32,38 +31,6 @@ from utils.pretrained import load_ast, load_vivit
 from utils.raw_video_preprocess import in_processes
 
 MUTANTS = 500  # of each kind
-
-
-def mutant(sources: list[bytes], seed: int) -> bytes:
-    """One of the sources with bytes flipped, cut off, spliced in or zeroed, often near its ends."""
-    rng = random.Random(seed)
-    data, other = bytearray(sources[seed % len(sources)]), rng.choice(sources)
-
-    def place() -> int:
-        ends = [
-            range(len(data)),
-            range(min(64, len(data))),
-            range(max(0, len(data) - 999), len(data)),
-        ]
-        return rng.choice(rng.choice(ends))
-
-    match rng.choice(["flip", "flip", "edges", "cut", "splice", "zeros"]):
-        case "flip":
-            for _ in range(rng.choice([1, 2, 8, 1 + len(data) // 50])):
-                data[place()] = rng.randrange(256)
-        case "edges":
-            for _ in range(rng.choice([1, 3, 8])):
-                data[place()] = rng.choice([0, 127, 128, 255])
-        case "cut":
-            del data[place() :]
-        case "splice":
-            start, length = rng.randrange(len(other)), rng.randrange(1, 2000)
-            at = place()
-            data[at : at + rng.choice([0, length])] = other[start : start + length]
-        case "zeros":
-            at, length = place(), rng.randrange(1, 500)
-            data[at : at + length] = bytes(len(data[at : at + length]))
-    return bytes(data)
 
 
 def with_checksums(png: bytes) -> bytes:
