@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import re
 import warnings
 import zipfile
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -63,27 +65,45 @@ def load_checkpoint(path: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
-        check_sums(path)
+        file = intact(path)
         with warnings.catch_warnings():  # of what an error says
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds on a damaged file
-        reason = " ".join(str(error).split())[:120]
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from None
+        raise CheckpointError(
+            f"{path}: not a readable checkpoint ({what_is_wrong(error)}); copy or make it again"
+        ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds no parts; make it with task_align.py")
     return content
 
 
-def check_sums(path: Path) -> None:
-    """BadZipFile if a byte of the file is not what was written, which torch.load does not notice.
-    Only files of torch before 1.6 are no zip archives."""
-    with open(path, "rb") as file:
-        if file.read(2) != b"PK":
-            return
-    with zipfile.ZipFile(path) as archive:
-        if damaged := archive.testzip():
-            raise zipfile.BadZipFile(f"{damaged} is damaged")
+def what_is_wrong(error: Exception) -> str:
+    """What torch.load says, without its advice to run the code in the file."""
+    said = " ".join(str(error).split())
+    if isinstance(error, UnpicklingError):
+        code = re.search(r"GLOBAL (\S{1,60})", said)
+        return f"names the code {code[1]}, which is never run" if code else "holds no plain weights"
+    return said[:120] or type(error).__name__
+
+
+def intact(path: Path) -> io.BytesIO:
+    """The file, after every checksum in it was found right, which torch.load does not look at.
+
+    The archive is written anew in memory: of damaged ones torch.load and zipfile may each read
+    something else. Files of torch before 1.6 are no archives and have no checksums.
+    """
+    content = path.read_bytes()
+    if not content.startswith(b"PK"):
+        return io.BytesIO(content)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    anew = io.BytesIO()
+    with zipfile.ZipFile(anew, "w") as archive:
+        for name, part in parts.items():
+            archive.writestr(name, part)
+    anew.seek(0)
+    return anew
 
 
 def weights_of(content: dict, name: str, path: str | Path) -> dict:

@@ -1,6 +1,7 @@
 """Checkpoints: the trained parts bit by bit, and no code, encoder or foreign shape with them."""
 
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from utils.checkpoints import (
     whole,
 )
 
+ONE = torch.ones(1)
 ABOUT = {"task": "align", "config": {"snr_db": 10.0, "targets": ["q_proj"]}, "step": 3}
 
 
@@ -175,6 +177,108 @@ def test_another_hidden_size_is_refused(saved):
     refused(saved, "img_tx.projection.weight", "(16, 24)", "(32, 24)", hidden=32)
 
 
+def load_as_mini(path, hidden):
+    load_parts(path, make_parts(hidden=hidden), preset="mini")
+
+
+def test_another_preset_is_refused(saved):
+    """A file that says which preset made it is refused by another one, both named, also where all
+    shapes fit by chance; a file that does not say it loads, whatever it says instead."""
+    load_parts(saved, make_parts(), preset="mini")
+    for about in (None, 3, {"config": 3}, {"config": {"preset": ["paper"]}}):
+        edit(saved, lambda content, about=about: content.update(about=about))
+        load_parts(saved, make_parts(), preset="mini")
+    edit(saved, lambda content: content.update(about={"config": {"preset": "paper"}}))
+    load_parts(saved, make_parts(), preset="paper")
+    for hidden in (16, 32):
+        refused(saved, "'paper'", "'mini'", load=partial(load_as_mini, hidden=hidden))
+
+
+PUBLISHED = {
+    "receiver in receivers": lambda part, key: f"receiver.{key}" if "receiver" in part else key,
+    "DataParallel": lambda part, key: f"module.{key}",
+    "both": lambda part, key: "module." + ("receiver." if "receiver" in part else "") + key,
+    "DataParallel in it": lambda _, key: key.replace("encoder.", "encoder.module."),
+}
+
+
+def in_published_layout(rename):
+    """A state_dict a part, encoder weights included, and nothing beside; keys renamed."""
+    return {
+        name: {rename(name, key): value for key, value in part.state_dict().items()}
+        for name, part in make_parts().items()
+    }
+
+
+@pytest.mark.parametrize("rename", PUBLISHED.values(), ids=PUBLISHED)
+def test_published_layout_loads(tmp_path, rename):
+    """Older files hold whole state_dicts: keys wrapped by DataParallel or by the published
+    receiver's attribute, encoders among them; what is trained is loaded bit by bit."""
+    path, parts, wanted = tmp_path / "old.pth", make_parts(seed=1), make_parts()
+    torch.save(in_published_layout(rename), path)
+    encoder = parts["img_tx"].encoder.state_dict()["layernorm.bias"].clone()
+    assert load_parts(path, parts, preset="mini") == {}
+    for name, part in parts.items():
+        for key, value in part.state_dict().items():
+            if not key.startswith("encoder."):
+                assert torch.equal(value, wanted[name].state_dict()[key]), (name, key)
+    assert torch.equal(parts["img_tx"].encoder.state_dict()["layernorm.bias"], encoder)
+
+
+def test_encoder_under_another_name_is_explained(tmp_path):
+    """The line names a few of the keys, says how many there are, and where an encoder's belong."""
+    path = tmp_path / "old.pth"
+    torch.save(in_published_layout(lambda _, key: key.replace("encoder.", "vivit.")), path)
+    refused(path, "img_tx", "'vivit.", " more", "must begin with 'encoder.'")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
+def test_numbers_that_are_none_are_refused(saved, value):
+    """One weight that is no number of the model would spoil all that follows; its key is named."""
+    weight = make_parts()["text_receiver"].state_dict()["2.bias"].double()
+    weight[3] = value
+    edit(saved, lambda content: content["text_receiver"].update({"2.bias": weight}))
+    refused(saved, "text_receiver.2.bias", "not finite")
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(16, dtype=torch.int64),
+        torch.zeros(16, dtype=torch.complex64),
+        torch.zeros(16).to_sparse(),
+        torch.zeros(16, device="meta"),
+    ],
+)
+def test_weights_of_another_kind_are_refused(saved, weight):
+    """Whole numbers, complex ones, and tensors that hold no plain numbers are no weights."""
+    edit(saved, lambda content: content["text_receiver"].update({"2.bias": weight}))
+    refused(saved, "text_receiver")
+
+
+def test_a_flipped_bit_is_noticed(saved):
+    """torch.load reads a damaged weight as another number; its checksum tells."""
+    content = bytearray(saved.read_bytes())
+    weight = make_parts()["text_receiver"].state_dict()["0.weight"].numpy().tobytes()
+    content[content.index(weight) + 99] ^= 1
+    saved.write_bytes(content)
+    torch.load(saved, weights_only=True)
+    refused(saved, "Bad CRC-32")
+
+
+def test_torch_and_zipfile_read_the_same(saved):
+    """An entry marked as a folder would be read by torch as whatever was in memory before."""
+    content = bytearray(saved.read_bytes())
+    for at in range(len(content)):
+        if content[at : at + 4] == b"PK\x01\x02":  # an entry of the archive's index
+            content[at + 38] = 16
+    saved.write_bytes(content)
+    parts, wanted = make_parts(seed=1), make_parts()
+    load_parts(saved, parts)
+    for key, value in wanted["text_receiver"].state_dict().items():
+        assert torch.equal(parts["text_receiver"].state_dict()[key], value)
+
+
 def test_missing_part_is_refused(saved):
     """A part that the file lacks is named."""
     edit(saved, lambda content: content.pop("img_receiver"))
@@ -190,7 +294,7 @@ def test_missing_and_unknown_keys_are_refused(saved, part, key):
     refused(saved, part, "odd")
 
 
-@pytest.mark.parametrize("value", [None, torch.ones(3), [1, 2], {"0.weight": 3.0}])
+@pytest.mark.parametrize("value", [None, torch.ones(3), [1, 2], {"0.weight": 3.0}, {5: ONE}])
 def test_part_that_is_no_part_is_refused(saved, value):
     """What stands in a part's place is not taken for one."""
     edit(saved, lambda content: content.update({"text_receiver": value}))
@@ -244,7 +348,7 @@ def test_code_in_a_file_is_not_run(tmp_path, how):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path)
-    refused(path, load=load_checkpoint)
+    refused(path, *([] if how == "pickle" else ["code", "never run"]), load=load_checkpoint)
     refused(path)
     assert not mark.exists()
     torch.load(path, weights_only=False) if how != "pickle" else pickle.loads(path.read_bytes())
