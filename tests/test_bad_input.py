@@ -1,0 +1,352 @@
+"""Whole runs on bad input: broken clips cost themselves alone, and any other mistake one line."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+import task_align
+import task_avqa
+from benchmarks.full_size import caption_row, question_row
+from tests.utils import bad_media
+from tests.utils.bad_media import BAD_MEDIA
+from tests.utils.tiny import save_models
+from utils.checkpoints import load_checkpoint
+from utils.config import run
+from utils.datasets import frames_path, wav_path
+from utils.system import build_system
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = {"align": task_align, "avqa": task_avqa}
+STAGES = pytest.mark.parametrize("stage", SCRIPTS)
+SPLITS = ("train", "train", "val", "test")  # in turn
+REASONS = {name: reason for kind in BAD_MEDIA.values() for name, reason in kind.items()}
+REASONS |= dict.fromkeys(("no sound", "no picture", "nowhere"), "not extracted")
+
+
+def rows_of(names: list[str]) -> dict[str, list[dict]]:
+    """Both data sets' annotation files, a caption and a question a clip."""
+    files = {f"{kind}{split}": [] for kind in ("desc_", "avqa-") for split in SPLITS}
+    for i, name in enumerate(names):
+        split = SPLITS[i % len(SPLITS)]
+        if name is not None:
+            files[f"desc_{split}"].append(caption_row(name, i))
+            files[f"avqa-{split}"].append(question_row(name, i))
+    return files
+
+
+def write_annotations(root: Path, files: dict[str, list[dict]]) -> Path:
+    (root / "annotations").mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        (root / "annotations" / f"{name}.json").write_text(json.dumps(rows))
+    return root
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Tiny encoders, and one folder of media under two sets of annotations: `all` names every clip,
+    each with one fault at most, `good` the good ones alone. Both data sets are called DATA."""
+    world = tmp_path_factory.mktemp("world")
+    save_models(world / "models")
+    everything, good = world / "all" / "DATA", world / "good" / "DATA"
+    bad_media.write_frames(everything)
+    bad_media.write_sounds(everything)
+    frames, wavs = frames_path(everything, "plain"), wav_path(everything, "plain")
+    names = {path.name for path in frames.parent.iterdir()}
+    names |= {path.stem for path in wavs.parent.iterdir()}
+    for name in sorted(names | {"no sound", "no picture"}):
+        if name != "no picture" and not frames_path(everything, name).exists():
+            shutil.copytree(frames, frames_path(everything, name))
+        if name != "no sound" and not wav_path(everything, name).exists():
+            shutil.copy(wavs, wav_path(everything, name))
+    names = sorted(names | REASONS.keys())
+    write_annotations(everything, rows_of(names))
+    write_annotations(good, rows_of([None if name in REASONS else name for name in names]))
+    (good / "extraction").symlink_to(everything / "extraction")
+    return world
+
+
+@pytest.fixture
+def script(world, monkeypatch, capsys):
+    """Runs a stage in this process as its command line would; its status, stdout and stderr."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+
+    def script(stage: str, data: Path, out: Path, *flags: str) -> tuple[int, str, str]:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        monkeypatch.setattr("sys.argv", command(stage, world, data, out, *flags))
+        module = SCRIPTS[stage]
+        try:
+            run(module.main, module.PRESETS, module.PRESET, module.__doc__)
+            status = 0
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    yield script
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def command(stage: str, world: Path, data: Path, out: Path, *flags: str) -> list[str]:
+    """A short run of the paper preset's code path on tiny models."""
+    words = f"""task_{stage}.py --preset paper --data {data} --name {stage} --out {out}
+        --visual_encoder {world}/models/visual --audio_encoder {world}/models/audio
+        --foundation_model {ROOT}/checkpoint/mini/qwen2 --dtype float32 --cache {out}/cache
+        --workers 0 --encode_batch 5 --visual_tokens 4 --audio_tokens 4 --receiver_width 32
+        --batch 4 --steps 3 --figures none""".split()
+    if stage == "avqa":
+        words += "--question_only false --answer_tokens 2 --test_snr_db 12 --init none".split()
+    return [*words, *flags]
+
+
+def weights(path: Path) -> dict[str, bytes]:
+    """Every weight of a checkpoint, bit by bit."""
+    parts = load_checkpoint(path)
+    del parts["about"]
+    return {f"{p}.{k}": v.numpy().tobytes() for p, part in parts.items() for k, v in part.items()}
+
+
+def left(out: Path, stage: str) -> dict:
+    """What a run leaves of its good clips."""
+    metrics = json.loads((out / f"{stage}.json").read_text())
+    keys = ("loss", "validation_loss", "retrieval", "held_out_loss", "accuracy", "clips")
+    cached = {
+        path.relative_to(out): path.read_bytes()
+        for path in out.glob("cache/**/*.safetensors")
+        if path.stem not in REASONS  # of which one medium may be good
+    }
+    features = out / f"{stage}.features.safetensors"
+    return {
+        "metrics": {key: metrics.get(key) for key in keys},
+        "weights": weights(out / f"{stage}.pth"),
+        "rows": (out / f"{stage}.csv").read_bytes(),
+        "features": features.read_bytes() if features.exists() else None,
+        "cached": cached,
+    }
+
+
+@STAGES
+@pytest.mark.parametrize("cached", [True, False])
+def test_bad_clips_cost_a_run_nothing_but_themselves(world, script, tmp_path, stage, cached):
+    """A run over every kind of broken and missing media ends well, lists each clip with its reason
+    after training and in its metrics; weights, losses, held-out figures, features and cached tokens
+    of the good clips are byte for byte those of a run that never saw a bad one."""
+    found = {}
+    for kind in ("good", "all"):
+        out = tmp_path / kind
+        flags = () if cached else ("--cache", "none")
+        status, said, errors = script(stage, world / kind / "DATA", out, *flags)
+        assert status == 0, errors
+        found[kind] = left(out, stage)
+        if kind == "good":
+            assert "left out" not in said
+    assert found["all"] == found["good"]
+    assert len(found["good"]["cached"]) == (2 * 23 if cached else 0)
+    metrics = json.loads((out / f"{stage}.json").read_text())
+    assert metrics["left_out"].keys() == REASONS.keys()
+    closing = said[said.rindex(f"{len(REASONS)} clips left out:") :].splitlines()
+    assert any("held-out clips" in line or "accuracy (%)" in line for line in closing)
+    for name, reason in REASONS.items():
+        assert f"  {name}: {metrics['left_out'][name]}" in closing
+        kinds = {reason, *(kind.get(name, reason) for kind in BAD_MEDIA.values())}
+        assert any(reason in metrics["left_out"][name] for reason in kinds), name
+
+
+def ends_in_a_line(ended: tuple[int, str, str], *parts: str) -> None:
+    """Status 1 and nothing on stderr but a line with all these parts."""
+    status, _, errors = ended
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert status == 1 and len(lines) == 1 and len(lines[0]) < 600, errors
+    assert all(part in lines[0] for part in parts), lines
+
+
+QUESTION, CAPTION = question_row("plain", 0), caption_row("plain", 0)
+FILES = {
+    "no field": ("desc_val", [{"video_id": "plain"}], "row 0 has no field 'desc'"),
+    "number": ("desc_val", [CAPTION, {**CAPTION, "desc": 5}], "row 1: desc is 5"),
+    "an object": ("desc_test", {"rows": [CAPTION]}, "holds a dict, not a list"),
+    "a list in a row": ("desc_train", [[CAPTION]], "row 0 has no field"),
+    "no rows": ("desc_train", [], "holds no rows"),
+    "other clips": ("desc_val", [{**CAPTION, "video_id": "x"}], "utils/raw_video_preprocess.py"),
+    "bad clips": ("desc_val", [{**CAPTION, "video_id": "cut"}], "no clip of the val split is left"),
+    "no answer": ("avqa-val", [{k: v for k, v in QUESTION.items() if k != "anser"}], "'anser'"),
+    "placeholders": (
+        "avqa-test",
+        [QUESTION, {**QUESTION, "templ_values": '["cello"]'}],
+        "row 1: 0 placeholders but 1 templ_values",
+    ),
+    "type": ("avqa-train", [{**QUESTION, "type": '["Audio", "Age"]'}], "unknown question type"),
+    "nested type": ("avqa-val", [{**QUESTION, "type": ["Audio", "Counting"]}], "row 0: type"),
+    "path": ("avqa-val", [{**QUESTION, "video_id": "../x"}], "row 0: video_id"),
+}
+
+
+def variant(world: Path, root: Path) -> Path:
+    """A data set of the good clips whose annotations may be changed."""
+    shutil.copytree(world / "good/DATA/annotations", root / "annotations")
+    (root / "extraction").symlink_to(world / "all/DATA/extraction")
+    return root
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_bad_annotation_file_ends_the_script_in_a_line(world, script, tmp_path, kind):
+    """The line names the file, and the row and field if there is one."""
+    name, rows, part = FILES[kind]
+    data = write_annotations(variant(world, tmp_path / "DATA"), {name: rows})
+    stage = "align" if name.startswith("desc") else "avqa"
+    ended = script(stage, data, tmp_path / "out", "--cache", "none")
+    where = "DATA" if "clips" in kind else f"{name}.json"
+    if kind == "bad clips":
+        ended = ended[0], ended[1], ended[2].splitlines()[-1]  # after the bars of checking
+    ends_in_a_line(ended, where, part)
+
+
+@STAGES
+def test_json_that_is_cut_ends_the_script_in_a_line(world, script, tmp_path, stage):
+    """A download that was cut off."""
+    data = variant(world, tmp_path / "DATA")
+    for path in (data / "annotations").iterdir():
+        path.write_bytes(path.read_bytes()[:-9])
+    ends_in_a_line(script(stage, data, tmp_path / "out"), "train.json", "not valid JSON")
+
+
+@STAGES
+def test_byte_order_marks_and_rows_that_come_twice_are_read(world, script, tmp_path, stage):
+    """As some editors and the published files have them: nothing is lost and nothing refused."""
+    data = variant(world, tmp_path / "DATA")
+    rows = 0
+    for path in (data / "annotations").iterdir():
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(content + content[:1]), encoding="utf-8-sig")
+        rows += (len(content) + 1) * path.name.startswith("desc" if stage == "align" else "avqa")
+    status, _, errors = script(stage, data, tmp_path / "out", "--steps", "1")
+    assert status == 0, errors
+    metrics = json.loads((tmp_path / "out" / f"{stage}.json").read_text())
+    assert sum(file["rows"] for file in metrics["annotations"].values()) == rows == 23 + 3
+
+
+class Code:
+    """A pickle that makes a file when it is loaded carelessly."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.path}'",)
+
+
+@pytest.fixture(scope="module")
+def published(world):
+    """A checkpoint as published ones are laid out: whole state_dicts, encoders included, the
+    receivers' layers under the name of their attribute, and nothing beside."""
+    config = replace(
+        task_align.PRESETS["paper"],
+        visual_encoder=str(world / "models/visual"),
+        audio_encoder=str(world / "models/audio"),
+        foundation_model=str(ROOT / "checkpoint/mini/qwen2"),
+        dtype="float32",
+        receiver_width=32,
+        seed=7,
+    )
+    system = build_system(config)
+    content = {name: part.state_dict() for name, part in system.transceivers.items()}
+    for name in ("text_receiver", "img_receiver", "audio_receiver"):
+        content[name] = {f"receiver.{key}": value for key, value in content[name].items()}
+    return content
+
+
+def test_a_checkpoint_of_the_published_layout_is_fine_tuned(world, script, tmp_path, published):
+    """Stage 2 starts from its weights: after a step that moves nothing they are what it saves."""
+    path = tmp_path / "published.pth"
+    torch.save(published, path)
+    assert any(key.startswith("encoder.") for key in published["img_tx"])
+    flags = ("--init", str(path), "--steps", "1", "--lr", "1e-12")
+    status, _, errors = script("avqa", world / "good/DATA", tmp_path / "out", *flags)
+    assert status == 0, errors
+    saved = torch.load(tmp_path / "out/avqa.pth", weights_only=True)
+    for name, part in published.items():
+        wanted = {k.removeprefix("receiver."): v for k, v in part.items() if "encoder" not in k}
+        assert saved[name].keys() == wanted.keys()
+        for key, value in wanted.items():
+            torch.testing.assert_close(saved[name][key], value, rtol=0, atol=1e-9)
+
+
+def renamed(part: dict) -> dict:
+    return {key.replace("encoder.", "vivit."): value for key, value in part.items()}
+
+
+NARROW = {"projection.weight": torch.ones(9, 16), "projection.bias": torch.ones(9)}
+SPOILT = {  # what is wrong with a checkpoint, and what the line says
+    "code": (lambda _, mark: {"about": Code(mark)}, ("names the code", "never run")),
+    "other size": (lambda *_: {"img_tx": NARROW}, ("img_tx.projection", "(9,", "(128")),
+    "other preset": (
+        lambda *_: {"about": {"config": {"preset": "mini"}}},
+        ("'mini'", "'paper'", "--preset mini"),
+    ),
+    "missing key": (lambda *_: {"text_receiver": {}}, ("text_receiver lacks '0.bias'",)),
+    "other encoder": (lambda c, _: {"img_tx": renamed(c["img_tx"])}, ("vivit.", "'encoder.'")),
+    "not finite": (
+        lambda c, _: {"audio_tx": {k: v * math.nan for k, v in c["audio_tx"].items()}},
+        ("audio_tx.projection", "not finite"),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_bad_checkpoint_ends_stage_2_in_a_line(world, script, tmp_path, published, how):
+    """Given by --init, whatever is wrong with it; code in it does not run."""
+    path, mark = tmp_path / "x.pth", tmp_path / "code was run"
+    change, says = SPOILT[how]
+    torch.save({**published, **change(published, mark)}, path)
+    ended = script("avqa", world / "good/DATA", tmp_path / "out", "--init", str(path))
+    ends_in_a_line(ended, str(path), *says)
+    assert not mark.exists()
+
+
+def test_a_truncated_checkpoint_ends_stage_2_in_a_line(world, script, tmp_path, published):
+    """Wherever it was cut."""
+    path = tmp_path / "x.pth"
+    torch.save(published, path)
+    whole = path.read_bytes()
+    for share in (0, 0.5, 0.999):
+        path.write_bytes(whole[: int(share * len(whole))])
+        ended = script("avqa", world / "good/DATA", tmp_path / "out", "--init", str(path))
+        ends_in_a_line(ended, str(path), "not a readable checkpoint")
+
+
+@pytest.mark.parametrize("damage", ["cut", "code"])
+def test_a_bad_model_folder_ends_a_script_in_a_line(world, script, tmp_path, damage):
+    """A download that was cut off; a model whose class lies beside it as code."""
+    folder = shutil.copytree(ROOT / "checkpoint/mini/qwen2", tmp_path / "qwen2")
+    mark = tmp_path / "code was run"
+    if damage == "cut":
+        (folder / "model.safetensors").write_bytes(b"half")
+    else:
+        (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+        auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+        content = json.dumps({"model_type": "evil", "auto_map": auto_map})
+        (folder / "config.json").write_text(content)
+    flags = ("--foundation_model", str(folder))
+    ends_in_a_line(script("align", world / "good/DATA", tmp_path / "out", *flags), str(folder))
+    assert not mark.exists()
+
+
+def test_code_in_a_checkpoint_ends_a_process_in_a_line(world, tmp_path, published):
+    """The same as a user sees it, in a process of its own."""
+    path, mark = tmp_path / "x.pth", tmp_path / "code was run"
+    torch.save({**published, "about": Code(mark)}, path)
+    words = command("avqa", world, world / "good/DATA", tmp_path / "out", "--init", str(path))
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    ends_in_a_line((done.returncode, done.stdout, done.stderr), str(path), "never run")
+    assert not mark.exists()
+    torch.load(path, weights_only=False)
+    assert mark.exists(), "the file must be able to do harm for this to say anything"
