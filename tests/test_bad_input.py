@@ -288,7 +288,7 @@ SPOILT = {  # what is wrong with a checkpoint, and what the line says
     "other size": (lambda *_: {"img_tx": NARROW}, ("img_tx.projection", "(9,", "(128")),
     "other preset": (
         lambda *_: {"about": {"config": {"preset": "mini"}}},
-        ("'mini'", "'paper'", "--preset mini"),
+        ("'mini'", "'paper'", "--preset"),
     ),
     "missing key": (lambda *_: {"text_receiver": {}}, ("text_receiver lacks '0.bias'",)),
     "other encoder": (lambda c, _: {"img_tx": renamed(c["img_tx"])}, ("vivit.", "'encoder.'")),

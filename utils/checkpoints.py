@@ -130,7 +130,7 @@ def is_weight(value: object) -> bool:
 
 
 def check_weights(saved: dict, wanted: dict, where: str) -> None:
-    """CheckpointError, beginning with `where`, if keys or shapes differ or a number is none."""
+    """CheckpointError, beginning with `where`, for other keys or shapes, or numbers not finite."""
     lacking, foreign = wanted.keys() - saved.keys(), saved.keys() - wanted.keys()
     if lacking or foreign:
         says = [f"lacks {shown(lacking)}"] if lacking else []
@@ -149,10 +149,10 @@ def check_weights(saved: dict, wanted: dict, where: str) -> None:
             raise CheckpointError(f"{where}.{key} holds numbers that are not finite; train it anew")
 
 
-def shown(keys: set[str], most: int = 3) -> str:
+def shown(keys: set[str], most: int = 2) -> str:
     """The first of the keys, and how many more there are."""
     rest = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return ", ".join(repr(key[:60]) for key in sorted(keys)[:most]) + rest
+    return ", ".join(repr(key[:80]) for key in sorted(keys)[:most]) + rest
 
 
 def preset_of(content: dict) -> str | None:
@@ -181,8 +181,8 @@ def load_parts(
     made_with = preset_of(content)
     if preset and made_with and made_with != preset:
         raise CheckpointError(
-            f"{path}: made with preset {made_with!r}, this run has {preset!r}; give it "
-            f"--preset {made_with}, or an --init that task_align.py --preset {preset} made"
+            f"{path}: made with preset {made_with!r}, this run has {preset!r}; "
+            "give both stages the same --preset"
         )
     for name, part in parts.items():
         if name not in content:

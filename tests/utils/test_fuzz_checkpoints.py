@@ -75,7 +75,6 @@ def test_any_checkpoint_is_loaded_or_named(tmp_path, kind):
                 assert kind != "whole" or torch.equal(weight, wanted[name]), seed
         except CheckpointError as error:
             assert str(path) in str(error) and len(str(error).splitlines()) == 1, seed
-            assert len(str(error)) < 500, seed
         assert time.monotonic() - start < 10, seed
     assert MUTANTS * KINDS[kind] < good < MUTANTS
 
