@@ -109,14 +109,14 @@ def intact(path: Path) -> io.BytesIO:
 def weights_of(content: dict, name: str, path: str | Path) -> dict:
     """A part's weights without those of an encoder; CheckpointError if it holds anything else."""
     part = content[name]
-    if not isinstance(part, dict) or not all(
-        isinstance(k, str) and is_weight(v) for k, v in part.items()
-    ):
-        raise CheckpointError(f"{path}: {name} holds no weights; make it with task_align.py")
-    for wrapper in WRAPPERS:
-        if part and all(key.startswith(wrapper) for key in part):
-            part = {key.removeprefix(wrapper): value for key, value in part.items()}
-    return {k: v for k, v in part.items() if not k.startswith("encoder.")}
+    if isinstance(part, dict) and all(isinstance(key, str) for key in part):
+        for wrapper in WRAPPERS:
+            if all(key.startswith(wrapper) for key in part):
+                part = {key.removeprefix(wrapper): value for key, value in part.items()}
+        part = {k: v for k, v in part.items() if not k.startswith("encoder.")}
+        if all(is_weight(value) for value in part.values()):
+            return part
+    raise CheckpointError(f"{path}: {name} holds no weights; make it with task_align.py")
 
 
 def is_weight(value: object) -> bool:

@@ -215,7 +215,9 @@ def test_published_layout_loads(tmp_path, rename):
     """Older files hold whole state_dicts: keys wrapped by DataParallel or by the published
     receiver's attribute, encoders among them; what is trained is loaded bit by bit."""
     path, parts, wanted = tmp_path / "old.pth", make_parts(seed=1), make_parts()
-    torch.save(in_published_layout(rename), path)
+    content = in_published_layout(rename)
+    content["img_tx"][rename("img_tx", "encoder.position_ids")] = torch.arange(3)  # no weight
+    torch.save(content, path)
     encoder = parts["img_tx"].encoder.state_dict()["layernorm.bias"].clone()
     assert load_parts(path, parts, preset="mini") == {}
     for name, part in parts.items():
