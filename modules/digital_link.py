@@ -106,10 +106,10 @@ class DigitalLink(Channel):
         demapper knows it, so that dividing by h loses nothing."""
         snr_db = torch.as_tensor(snr_db, dtype=torch.float32, device=tokens.device)
         power = (10 ** (-snr_db / 10)).expand(len(tokens))
-        if self.kind != "awgn":
-            h = self._fading(power.to(torch.complex64), generator)  # (batch,)
-            power = power / h.abs().square()
-        return power.clamp(1e-9, 1e9)  # finite at infinite SNRs
+        if self.kind == "awgn":
+            return power
+        h = self._fading(power.to(torch.complex64), generator)  # (batch,)
+        return power / h.abs().square()
 
     def _layout(self, hidden: int) -> tuple[int, int, int]:
         """Code blocks of a token, payload bits of each, and coded bits of each."""
@@ -137,7 +137,7 @@ class DigitalLink(Channel):
         for start in range(0, len(hopeful), AT_ONCE):
             part = hopeful[start : start + AT_ONCE]
             bits[part], intact[part] = self._send(bits[part], coded, noise_power[part], generator)
-        bits = bits.reshape(len(tokens), -1)[:, : tokens.shape[1]]
+        bits = bits.reshape(-1, blocks * payload)[:, : tokens.shape[1]]
         return bits, intact.reshape(-1, blocks).all(dim=1)
 
     def _send(

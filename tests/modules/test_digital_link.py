@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from scipy import stats
 
 from modules.channel import KINDS
 from modules.code_block import CodeBlock
@@ -125,7 +126,7 @@ def test_equal_uses_mean_fewer_tokens(bits, modulation, rate):
 
 
 @needs_sionna
-@pytest.mark.parametrize("rate", [1 / 5, 1 / 3, 948 / 1024])
+@pytest.mark.parametrize("rate", [1 / 5, 0.3, 1 / 3, 948 / 1024])
 @pytest.mark.parametrize(("bits", "hidden"), [(4, 1), (8, 450), (6, 1536)])
 def test_every_size_and_rate_has_its_code(bits, hidden, rate, recwarn):
     """Tokens longer than 5G's longest code block are sent in several, and arrive whole."""
@@ -174,6 +175,25 @@ def test_snr_may_differ_by_clip():
     received = DigitalLink()(gaussian(4, 3, 32), snr, generator=seeded())
     assert erased(received).all(dim=1).tolist() == [True, False, True, False]
     assert erased(received).any(dim=1).tolist() == [True, False, True, False]
+
+
+@needs_sionna
+def test_nothing_to_send_is_no_error():
+    """A batch without clips, or of padding alone, goes through."""
+    none, padding = gaussian(0, 3, 8), torch.zeros(2, 3, dtype=torch.bool)
+    assert DigitalLink()(none, 10.0, generator=seeded()).shape == (0, 3, 8)
+    assert DigitalLink()(gaussian(2, 3, 8), 10.0, padding, seeded()).eq(0).all()
+
+
+@pytest.mark.parametrize("k", [None, 4.0])
+def test_fading_is_the_analog_channels(k):
+    """After equalisation a clip's SNR is |h|^2 times the one asked for, Rayleigh or Rician."""
+    link = DigitalLink(kind="rician", rician_k=k) if k else DigitalLink(kind="rayleigh")
+    noise_power = link._noise_power(torch.empty(4000, 1, 8), 6.0, seeded())
+    power = 1 / (noise_power * 10**0.6)  # |h|^2
+    # 2 (K + 1) |h|^2 is noncentral chi-squared with 2 degrees of freedom around 2 K.
+    k = k or 1e-9
+    assert stats.kstest(2 * (k + 1) * power, stats.ncx2(2, 2 * k).cdf).pvalue > 0.01
 
 
 @needs_sionna
