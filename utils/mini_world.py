@@ -118,7 +118,7 @@ def write_videos(folder: Path, clips: dict[str, Scene], workers: int, label: str
     jobs = [job for job in jobs if not job[0].exists()]
     if not jobs:
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
         list(tqdm(pool.map(_write_clip, jobs, chunksize=16), label, len(jobs), unit="clip"))
 
 

