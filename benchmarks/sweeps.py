@@ -83,7 +83,7 @@ def main(config: Config, align=None) -> dict:
     from benchmarks.experiments import EXPERIMENTS
     from benchmarks.experiments.page import write_page
     from benchmarks.experiments.plan import Plan
-    from utils.files import write_whole
+    from utils.files import check_writable, write_whole
     from utils.run_log import finished
     from utils.runs import jobs_at_a_time, run_all, unique
 
@@ -91,7 +91,7 @@ def main(config: Config, align=None) -> dict:
     plan = Plan(config, *stages(config, align))
     figures = Path(config.figures)
     results = earlier_results(figures / "results.json", plan)
-    figures.mkdir(parents=True, exist_ok=True)
+    check_writable(figures, "--figures")
     runs = {name: unique(EXPERIMENTS[name].runs(plan)) for name in config.only}
     began = time.time()
     fill_caches([run.config for part in runs.values() for run in part])

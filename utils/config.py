@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -97,6 +98,9 @@ def quieten() -> None:
     logging.set_verbosity_error()  # weights that no part reads; what is wrong is raised
     # peft asks transformers by a name that is going.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    # TensorBoard writes in a thread, whose full disk is raised again by the next value to write.
+    told = threading.excepthook
+    threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else told(e)
 
 
 def run(main: Callable, presets: dict[str, Any], default: str, doc: str | None) -> None:
@@ -108,7 +112,10 @@ def run(main: Callable, presets: dict[str, Any], default: str, doc: str | None) 
     except (FileNotFoundError, ValueError) as error:  # of data, media and checkpoints as well
         fail(error)
     except OSError as error:  # a full disk, a folder that may not be written
-        fail(f"{error.filename or 'output'}: {error.strerror or error}")
+        if error.strerror is None:  # it says all in its message
+            fail(error)
+        where = f"{error.filename or 'output'}: {error.strerror}"
+        fail(f"{where}; make room there or name another folder, then run again")
     except Stopped as stop:
         fail(stop, stop.status)
     except KeyboardInterrupt:

@@ -66,8 +66,7 @@ def extract_clip(
         except av.FFmpegError as error:
             problems.append(f"cannot be decoded ({error.strerror})")
         except OSError as error:  # the disk's fault, not the clip's: all others would fail too
-            error.filename = str(target)  # a full disk does not say it
-            raise
+            raise OSError(error.errno, error.strerror, str(target)) from error
         except Exception as error:  # whatever a damaged file makes the decoder raise
             problems.append(" ".join(str(error).split()) or type(error).__name__)
         finally:

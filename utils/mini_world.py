@@ -8,7 +8,6 @@ call `prepare` when the preset is `mini` and the data is missing.
 """
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +19,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from utils.files import write_whole
+from utils.files import whole, write_whole
 from utils.mini_scenes import SPLITS, Scene, draw_scene
 from utils.mini_sounds import SAMPLE_RATE, render_sound
 from utils.mini_sprites import FPS, HEIGHT, WIDTH, render_frames
@@ -37,8 +36,7 @@ FIRST_SCENE = {"VALOR": 0, "MUSIC-AVQA": 100_000, "pretraining": 200_000}
 
 def write_video(path: Path, scene: Scene) -> None:
     """Render a scene to an H.264 + AAC mp4, written whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with av.open(str(partial), "w", format="mp4") as container:
+    with whole(path) as partial, av.open(str(partial), "w", format="mp4") as container:
         video = container.add_stream(
             "libx264", rate=FPS, options={"preset": "veryfast", "crf": "20"}
         )
@@ -55,7 +53,6 @@ def write_video(path: Path, scene: Scene) -> None:
         sound.sample_rate = SAMPLE_RATE
         container.mux(audio.encode(sound))
         container.mux(audio.encode())
-    os.replace(partial, path)
 
 
 def clip_id(dataset: str, split: str, index: int, scene: Scene) -> str:

@@ -10,6 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from utils.files import whole
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#999999"
 # Their yellow, which is hard to see on white, is left out.
@@ -20,9 +22,10 @@ MODALITY_STYLE = {"visual": (BLUE, "o"), "audio": (ORANGE, "^"), "text": (GREEN,
 def save(figure: Figure, path: Path) -> str:
     """Write the figure as PNG, and as PDF (vector) beside it; returns the PNG's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, bbox_inches="tight")
     # Without a date, equal figures are equal files.
-    figure.savefig(path.with_suffix(".pdf"), bbox_inches="tight", metadata={"CreationDate": None})
+    for suffix, options in ((".png", {"dpi": 130}), (".pdf", {"metadata": {"CreationDate": None}})):
+        with whole(path.with_suffix(suffix)) as partial:
+            figure.savefig(partial, format=suffix[1:], bbox_inches="tight", **options)
     plt.close(figure)
     return str(path)
 

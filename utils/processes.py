@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from accelerate.utils import (
 )
 
 from utils.config import check
+from utils.files import check_writable
 
 
 def start(config: Any) -> Accelerator:
@@ -24,8 +26,8 @@ def start(config: Any) -> Accelerator:
     the cores are divided between the processes, one thread a core.
 
     Raises:
-        ValueError: for a hyperparameter that no run can use, or a batch size that the processes
-            cannot share evenly.
+        ValueError: for a hyperparameter that no run can use, a folder of figures that cannot be
+            written, or a batch size that the processes cannot share evenly.
     """
     check(config)
     accelerator = Accelerator(
@@ -38,6 +40,8 @@ def start(config: Any) -> Accelerator:
             DistributedDataParallelKwargs(broadcast_buffers=False),
         ],
     )
+    if accelerator.is_main_process and getattr(config, "figures", "none") != "none":
+        check_writable(Path(config.figures), "--figures")
     processes = accelerator.num_processes
     for field in ("batch", "test_batch"):
         if getattr(config, field, processes) % processes:

@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from utils.checkpoints import sha256
 from utils.config import plain
 from utils.datasets import listing
-from utils.files import write_whole
+from utils.files import check_writable, naming, write_whole
 
 # What does not change a run's result: where things lie and how the work is shared out.
 PLACES = (
@@ -73,7 +73,7 @@ class RunLog:
     One process `writes`; the others' logs only do what keeps them in step.
 
     Raises:
-        ValueError: while another run of this name is under way.
+        ValueError: while another run of this name is under way, or where nothing can be written.
         NotFinite: in `read`, for a loss or gradient that is no number.
     """
 
@@ -84,7 +84,8 @@ class RunLog:
         self.left_out: dict[str, str] = {}  # clips, with reasons
         self.began = time.time()
         if writes:
-            stem.mkdir(parents=True, exist_ok=True)
+            check_writable(stem.parent, "--out")
+            check_writable(stem, "--out")
             self.lock = open(stem / "lock", "w")  # noqa: SIM115 (held while this log is)
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -94,14 +95,16 @@ class RunLog:
                 ) from None
             for partial in stem.parent.glob(f".{stem.name}.*.partial"):  # of a killed run
                 partial.unlink(missing_ok=True)
-            self.events = SummaryWriter(str(stem))
+            with naming(stem):
+                self.events = SummaryWriter(str(stem))
 
     def go_on(self, rows: list[dict[str, float]], seconds: float) -> None:
         """Take over the rows and the time of the run before it was stopped."""
         self.rows, self.began = rows, time.time() - seconds
         if self.writes:
-            self.events.close()
-            self.events = SummaryWriter(str(self.stem), purge_step=rows[-1]["step"] + 1)
+            with naming(self.stem):
+                self.events.close()
+                self.events = SummaryWriter(str(self.stem), purge_step=rows[-1]["step"] + 1)
 
     def path(self, suffix: str) -> Path:
         """The run's file of this suffix."""
@@ -142,8 +145,9 @@ class RunLog:
         for step, parts in steps.items():
             values = {k: sum(part) / len(part) for k, part in parts.items()}
             self.rows.append({"step": step, **values})
-            for k, v in values.items():
-                self.events.add_scalar(k, v, step)
+            with naming(self.stem):
+                for k, v in values.items():
+                    self.events.add_scalar(k, v, step)
 
     def ends(self, key: str = "loss", span: int = 10) -> dict[str, float]:
         """The mean of the first and of the last `span` values."""
@@ -156,7 +160,8 @@ class RunLog:
         """Write R.csv and R.json, name the clips that were left out, and let go of the run's name;
         returns what R.json holds."""
         self.read()
-        self.events.close()
+        with naming(self.stem):
+            self.events.close()
         self.lock.close()
         table = io.StringIO()
         writer = csv.DictWriter(table, list(self.rows[0]))

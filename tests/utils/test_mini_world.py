@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 
+from tests.utils.disks import change, small_disk, unfinished
 from utils import mini_sounds
 from utils.datasets import QUESTION_TYPES, parse_question, read_music_avqa, read_valor, with_media
 from utils.mini_scenes import DURATION, INSTRUMENTS, UNSEEN_PAIRS, draw_scene, has_unseen_pair
@@ -196,3 +197,19 @@ def test_harmonics_are_the_sines_they_stand_for(hz):
     assert len(found) == min(24, int(0.45 * mini_sounds.SAMPLE_RATE / hz))
     for k, sine in enumerate(found, start=1):
         np.testing.assert_allclose(sine, np.sin(2 * np.pi * k * phase), atol=1e-9)
+
+
+def test_a_full_disk_loses_no_clip(tmp_path):
+    """The video that did not fit is named and leaves nothing; the world is finished from there once
+    there is room."""
+    with small_disk(tmp_path / "disk", "200k") as disk:  # videos take some 40 KB each
+        with pytest.raises(OSError, match="No space left") as error:
+            prepare(disk, "VALOR", [4, 2, 2], workers=0)
+        videos = disk / "VALOR" / "videos"
+        assert str(error.value.filename).startswith(f"{videos}/mini-") and not unfinished(disk)
+        before = {path: path.stat().st_mtime_ns for path in videos.iterdir()}
+        assert 0 < len(before) < 8
+        change(disk, "size=16m")
+        prepare(disk, "VALOR", [4, 2, 2], workers=0)
+        after = {path: path.stat().st_mtime_ns for path in videos.iterdir()}
+        assert len(after) == 8 and before.items() <= after.items()

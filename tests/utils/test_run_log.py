@@ -2,11 +2,14 @@
 
 import csv
 import json
+import threading
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.utils.disks import small_disk
+from utils.config import quieten
 from utils.run_log import RunLog, read_features
 
 
@@ -91,3 +94,21 @@ def test_features_are_kept_with_their_clips(tmp_path):
     for name, features in sets.items():
         for modality, values in features.items():
             assert torch.equal(found[name][modality], values)
+
+
+def test_a_full_disk_ends_the_log_without_a_traceback(tmp_path, monkeypatch):
+    """TensorBoard's events are written in a thread: what fails there is raised by the log, naming
+    the run's folder, and told by no thread; other errors of threads are told."""
+    told = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    quieten()
+    with small_disk(tmp_path / "disk", "16k") as disk:
+        log = RunLog(disk / "run", every=1)
+        (disk / "filler").write_bytes(bytes(12 << 10))
+        with pytest.raises(OSError, match="No space left") as error:
+            logged(log, 2000, 1)
+        assert error.value.filename == str(disk / "run")
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    assert [e.exc_type for e in told] == [ZeroDivisionError]
