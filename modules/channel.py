@@ -9,6 +9,8 @@ SNR is the mean received signal power over the noise power, E|h|^2 E|x|^2 / N0 w
 for each clip by itself and over its real tokens alone: padding is not sent.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ class TrainingSNR:
     """
 
     def __init__(self, snr_db: float, snr_range: list[float] | None = None):
-        if snr_range and not (len(snr_range) == 2 and snr_range[0] <= snr_range[1]):
+        if snr_range and not (len(snr_range) == 2 and snr_range[0] <= snr_range[1] < math.inf):
             raise ValueError(f"snr_range {snr_range}: must be the lowest and highest SNR in dB")
         self.snr_db, self.snr_range = snr_db, snr_range
 

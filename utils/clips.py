@@ -98,7 +98,7 @@ class Batch:
 
 def pad(rows: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
     """Ids (batch, longest) padded on the right, and the mask of the real ones."""
-    longest = max(map(len, rows))
+    longest = max(1, *map(len, rows))  # a batch of nothing but empty captions is padding alone
     ids = torch.tensor([row + [value] * (longest - len(row)) for row in rows])
     mask = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows])
     return ids, mask

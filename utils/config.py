@@ -80,8 +80,8 @@ def check(config: Any) -> None:
 
 
 def plain(config: Any) -> dict:
-    """A config as JSON can hold it."""
-    return json.loads(json.dumps(vars(config), default=str))
+    """A config as JSON can hold it, which knows no infinite number: that is the text "Infinity"."""
+    return json.loads(json.dumps(vars(config), default=str), parse_constant=str)
 
 
 class Stopped(Exception):

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from modules.channel import KINDS, Channel
@@ -206,8 +208,8 @@ def test_unknown_kind_is_refused():
 def test_shape_and_dtype_are_kept(kind, dtype):
     """What arrives has the shape and dtype of what was sent, in half precision as well."""
     mask = torch.tensor([[True] * 3, [True, False, False]])
-    for given in (None, mask):
-        received = Channel(kind)(gaussian(2, 3, 6).to(dtype), 10.0, given, seeded())
+    for padding in (None, mask):
+        received = Channel(kind)(gaussian(2, 3, 6).to(dtype), 10.0, padding, seeded())
         assert received.shape == (2, 3, 6) and received.dtype == dtype
         assert received.isfinite().all()
 
@@ -244,3 +246,39 @@ def test_padding_has_no_gradient(kind):
     Channel(kind)(sent, 5.0, mask, seeded()).square().sum().backward()
     assert sent.grad.isfinite().all()
     assert sent.grad[mask].ne(0).all() and sent.grad[~mask].eq(0).all()
+
+
+@st.composite
+def transmissions(draw):
+    """Tokens of any shape and dtype, a mask with any padding or none, one SNR or one a clip."""
+    batch, length, hidden = draw(st.tuples(st.integers(1, 4), st.integers(0, 5), st.integers(1, 9)))
+    dtype = draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]))
+    scale = draw(st.sampled_from([0.0, 1e-2, 1.0, 10.0]))
+    mask = None
+    if draw(st.booleans()):
+        row = st.lists(st.booleans(), min_size=length, max_size=length)
+        rows = draw(st.lists(row, min_size=batch, max_size=batch))
+        mask = torch.tensor(rows, dtype=torch.bool).reshape(batch, length)
+    snr = st.floats(-30, 60) | st.just(math.inf)
+    if draw(st.booleans()):
+        asked = torch.tensor(draw(st.lists(snr, min_size=batch, max_size=batch)))
+    else:
+        asked = draw(snr)
+    return (scale * gaussian(batch, length, hidden)).to(dtype), asked, mask
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=300)
+@given(transmissions(), st.sampled_from(KINDS))
+def test_anything_arrives_in_its_shape_or_is_refused(sent, kind):
+    """Whatever the shape, padding and SNRs: finite tokens of the same shape and dtype, zeros where
+    nothing was sent, the same again for the same generator; an odd width alone is refused."""
+    tokens, asked, mask = sent
+    if kind != "none" and tokens.shape[-1] % 2:
+        with pytest.raises(ValueError, match=f"hidden size {tokens.shape[-1]}"):
+            Channel(kind)(tokens, asked, mask, seeded())
+        return
+    received = Channel(kind)(tokens, asked, mask, seeded())
+    assert received.shape == tokens.shape and received.dtype == tokens.dtype
+    assert received.isfinite().all()
+    assert mask is None or received[~mask].eq(0).all()
+    assert torch.equal(received, Channel(kind)(tokens, asked, mask, seeded()))

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from modules.losses import gather, info_nce, masked_mean, ratio, reconstruction
 
@@ -175,3 +177,46 @@ def test_one_process_gathers_nothing():
     found.backward()
     assert found.shape == () and found.item() == 0.75 and above.grad.item() == 0.25
     assert ratio(torch.tensor(0.3, dtype=torch.bfloat16), below).dtype == torch.float32
+
+
+sizes = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(1, 4))
+fuzz = settings(deadline=None, derandomize=True, database=None, max_examples=200)
+
+
+@fuzz
+@given(
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=8),
+    st.integers(1, 6),
+    st.floats(0.01, 2),
+    st.booleans(),
+    st.sampled_from([0.0, 1e-6, 1.0, 1e6]),
+)
+def test_info_nce_of_any_batch(captions, hidden, temperature, one_way, scale):
+    """Any batch, of one clip or of one caption alone, costs a finite loss of 0 or more with finite
+    gradients, whatever the size of its features; without a negative it costs nothing."""
+    modality = (scale * gaussian(len(captions), hidden)).requires_grad_()
+    text = gaussian(len(captions), hidden, seed=1).requires_grad_()
+    loss = info_nce(modality, text, temperature, numbers(captions), one_way)
+    loss.backward()
+    assert loss.isfinite() and loss >= 0
+    assert modality.grad.isfinite().all() and text.grad.isfinite().all()
+    assert len(set(captions)) > 1 or loss == 0
+
+
+@fuzz
+@given(sizes, st.data())
+def test_text_losses_of_any_mask(size, data):
+    """Whatever is padding, rows or whole batches of it too: the reconstruction loss and the means
+    are those over real tokens alone, finite, 0 where there is none, and so are their gradients."""
+    batch, length, _ = size
+    row = st.lists(st.booleans(), min_size=length, max_size=length)
+    mask = torch.tensor(data.draw(st.lists(row, min_size=batch, max_size=batch)))
+    sent, received = gaussian(*size), gaussian(*size, seed=1).requires_grad_()
+    loss, means = reconstruction(received, sent, mask), masked_mean(received, mask)
+    (loss + means.sum()).backward()
+    assert loss.isfinite() and received.grad.isfinite().all() and received.grad[~mask].eq(0).all()
+    error, power = (received.detach() - sent)[mask].square().sum(), sent[mask].square().sum()
+    assert loss.item() == pytest.approx((error / power).item() if mask.any() else 0, rel=1e-4)
+    for mean, tokens, real in zip(means, received, mask, strict=True):
+        wanted = tokens[real].mean(dim=0) if real.any() else torch.zeros(size[2])
+        torch.testing.assert_close(mean, wanted)

@@ -107,6 +107,24 @@ def test_uniform_is_distinct_and_evenly_spaced(count, length):
     assert kept[0] <= step / 2 and count - 1 - kept[-1] <= step / 2 + 1
 
 
+@settings(deadline=None, derandomize=True, database=None, max_examples=200)
+@given(
+    st.integers(1, 200), st.integers(1, 260), st.integers(0, 2), st.sampled_from([*COMPRESSIONS])
+)
+def test_compressed_tokens_are_means_of_patches_for_any_lengths(count, length, special, how):
+    """Whatever the sizes: so many tokens come out, each a weighting of patches that sums to one,
+    over its whole window or of its one token; special tokens stay."""
+    weights = compress(torch.eye(special + count)[None], length, special, how)[0]
+    assert weights.shape == (special + min(length, count), special + count)
+    assert torch.equal(weights[:special], torch.eye(special + count)[:special])
+    pooled = weights[special:]
+    assert pooled[:, :special].eq(0).all() and pooled.ge(0).all()
+    torch.testing.assert_close(pooled.sum(dim=1), torch.ones(len(pooled)))
+    for row, (a, b) in zip(pooled[:, special:], window_bounds(count, length), strict=True):
+        weighed = row.nonzero().flatten().tolist()
+        assert weighed == (list(range(a, b)) if how == "sliding_window" else [(a + b - 1) // 2])
+
+
 @pytest.mark.parametrize("how", COMPRESSIONS)
 def test_compression_commutes_with_the_projection(how):
     """Compressing before a linear layer with bias gives what compressing after it would."""

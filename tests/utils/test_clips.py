@@ -83,6 +83,14 @@ def test_pad_is_on_the_right():
     assert ids.dtype == torch.long and mask.dtype == torch.bool
 
 
+@pytest.mark.parametrize("rows", [[[]], [[], []]])
+def test_a_batch_of_empty_texts_is_padding(rows):
+    """Texts without a token leave one column of padding, of the same kinds of numbers."""
+    ids, mask = pad(rows, 9)
+    assert ids.tolist() == [[9]] * len(rows) and not mask.any()
+    assert ids.dtype == torch.long and mask.dtype == torch.bool
+
+
 def test_captions_are_collated():
     """Captions are padded on the right and cut at the most tokens; clips keep their order."""
     rows = [Caption("a", "a dog"), Caption("b", "cat"), Caption("c", "x" * 30)]

@@ -13,7 +13,8 @@ import task_avqa
 from benchmarks import steps
 from modules.losses import info_nce, masked_mean, reconstruction
 from tests.utils.tiny import NoHostData, NoHostSync
-from utils.clips import Batch
+from utils.clips import Batch, Collate
+from utils.datasets import Caption
 from utils.system import build_system, noise_source
 
 
@@ -284,7 +285,7 @@ def test_training_draws_its_snr_evaluation_does_not():
     assert system.eval().training_snr(2000, noise_of_one(0)) == 7.0
 
 
-@pytest.mark.parametrize("snr_range", [[5.0], [5.0, -5.0], [1.0, 2.0, 3.0]])
+@pytest.mark.parametrize("snr_range", [[5.0], [5.0, -5.0], [1.0, 2.0, 3.0], [0.0, float("inf")]])
 def test_a_range_is_two_numbers_in_order(snr_range):
     """Anything else is refused, by its name."""
     with pytest.raises(ValueError, match="snr_range"):
@@ -314,3 +315,18 @@ def test_what_is_not_shown_is_noise(shown):
             assert out is given
         else:
             assert torch.equal(out, out_of_other)
+
+
+@pytest.mark.parametrize("lines", [[""], ["a drum"], ["", ""], ["", "a drum", "two bells"]])
+@pytest.mark.parametrize("snr_db", [10.0, float("inf")])
+def test_empty_captions_and_a_batch_of_one_train(lines, snr_db):
+    """A caption without a token, alone or beside others, and a single clip give a finite loss and
+    finite gradients in stage 1."""
+    system = build_system(task_align.PRESETS["mini"])
+    rows = [Caption(f"{i}", line) for i, line in enumerate(lines)]
+    batch = Collate(system.tokenizer)(list(zip(*clips(system, len(lines)), rows, strict=True)))
+    assert batch.mask.any(dim=1).tolist() == [bool(line) for line in lines]
+    loss = steps.align(system, batch, noise_of_one(0), snr_db)
+    loss.backward()
+    assert loss.isfinite() and loss >= 0
+    assert all(weight.grad.isfinite().all() for weight in system.trainable())
