@@ -2,21 +2,26 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.utils.disks import change, small_disk, unfinished
+
 ROOT = Path(__file__).resolve().parents[1]
 TYPES = 9
+ALIGN = ("--steps", "6", "--batch", "8", "--validate_every", "3", "--workers", "0")
 
 
-def script(name: str, folder: Path, *flags: str, ok: bool = True) -> subprocess.CompletedProcess:
-    """Run a script from the repository with its data and outputs under `folder`."""
+def command(name: str, folder: Path, *flags: str) -> list[str]:
+    """A script with its data and outputs under `folder`, to be run from the repository."""
     dataset = "VALOR" if name == "task_align.py" else "MUSIC-AVQA"
-    command = [
+    return [
         sys.executable,
         name,
         *("--out", str(folder / "checkpoint"), "--figures", str(folder / "imgs")),
@@ -24,7 +29,12 @@ def script(name: str, folder: Path, *flags: str, ok: bool = True) -> subprocess.
         *("--cache", str(folder / "cache"), "--mini_clips", "24", "8", "12"),
         *flags,
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+def script(name: str, folder: Path, *flags: str, ok: bool = True) -> subprocess.CompletedProcess:
+    """Run a script to its end."""
+    run = command(name, folder, *flags)
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done
 
@@ -36,15 +46,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def aligned(folder):
-    flags = ("--steps", "6", "--batch", "8")
-    return script("task_align.py", folder, *flags, "--validate_every", "3")
+    return script("task_align.py", folder, *ALIGN)
 
 
 @pytest.fixture(scope="module")
 def answered(folder, aligned):
     start = str(folder / "checkpoint/align-mini-tau0.07.pth")
     flags = ("--steps", "4", "--batch", "8")
-    return script("task_avqa.py", folder, *flags, "--init", start, "--test_snr_db", "-6", "12")
+    return script(
+        "task_avqa.py", folder, *flags, "--init", start, "--test_snr_db", "-6", "12", "inf"
+    )
 
 
 def test_stage_1_leaves_what_it_promises(folder, aligned):
@@ -81,7 +92,7 @@ def test_stage_2_leaves_what_it_promises(folder, answered):
     metrics = json.loads(Path(f"{stem}.json").read_text())
     assert metrics["accuracy"]["by_type"].keys() <= set(metrics["accuracy"]["by_type"])
     assert len(metrics["accuracy"]["by_type"]) == TYPES
-    assert metrics["accuracy_by_snr"].keys() == {"-6", "12"}
+    assert metrics["accuracy_by_snr"].keys() == {"-6", "12", "inf"}
     assert metrics["accuracy_by_snr"]["12"] == metrics["accuracy"]["overall"]
     assert set(metrics["baselines"]) == {"majority", "question_only"}
     assert metrics["questions"]["test"]["without_media"] == 0
@@ -107,8 +118,7 @@ def test_a_second_run_repeats_the_first_from_the_cache(folder, aligned):
     """Same seed, same losses to the last digit; no clip is encoded again."""
     stem = folder / "checkpoint/align-mini-tau0.07"
     first = Path(f"{stem}.csv").read_text()
-    flags = ("--steps", "6", "--batch", "8")
-    again = script("task_align.py", folder, *flags, "--validate_every", "3", "--name", "again")
+    again = script("task_align.py", folder, *ALIGN, "--name", "again")
     assert Path(folder / "checkpoint/again.csv").read_text() == first
     assert "encoding" not in again.stderr and "writing videos" not in again.stderr
 
@@ -139,13 +149,97 @@ def test_stage_2_with_one_modality_over_a_range_of_snr(folder, aligned):
     question that arrives without noise; no figure is drawn where none is wanted."""
     start = str(folder / "checkpoint/align-mini-tau0.07.pth")
     flags = ("--steps", "2", "--batch", "8", "--question_only", "false", "--test_snr_db", "-6")
-    flags += ("--modalities", "visual", "--snr-range", "-6", "12", "--question-snr-db", "100")
+    flags += ("--modalities", "visual", "--snr-range", "-6", "12", "--question-snr-db", "inf")
     flags += ("--name", "part/robust", "--init", start, "--figures", "none")
     done = script("task_avqa.py", folder, *flags)
     metrics = json.loads((folder / "checkpoint/part/robust.json").read_text())
     assert metrics["config"]["modalities"] == ["visual"]
     assert metrics["config"]["snr_range"] == [-6, 12]
-    assert metrics["config"]["question_snr_db"] == 100
+    assert metrics["config"]["question_snr_db"] == "Infinity"
     assert metrics["accuracy_by_snr"].keys() == {"-6", "12"}
     assert metrics["figures"] == [] and set(metrics["baselines"]) == {"majority"}
     assert "robust.json" in done.stdout and not Path(folder / "none").exists()
+
+
+def refused(done: subprocess.CompletedProcess, *says: str) -> None:
+    """The script ended in one line that says all this, status 1, no traceback."""
+    line = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert line.startswith("task_align.py: ") and all(part in line for part in says), line
+
+
+def test_a_full_disk_at_the_end_of_training(folder, aligned, tmp_path):
+    """The last state fits on the disk, the checkpoint beside it does not: its name and the reason
+    are the last line, nothing half written is left, and the run ends from that state once there is
+    room, with the losses of a run that was not stopped."""
+    with small_disk(tmp_path / "disk", "6m") as disk:  # a state takes 5.1 MB, a checkpoint 1.7
+        flags = (*ALIGN, "--name", "full", "--out", str(disk), "--figures", "none")
+        done = script("task_align.py", folder, *flags, ok=False)
+        refused(done, f"{disk}/full.pth: No space left on device", "run again")
+        assert not unfinished(disk)
+        assert {path.name for path in disk.iterdir()} == {"full", "full.resume"}
+        assert [path.name for path in (disk / "full.resume").iterdir()] == ["step-00000006.pt"]
+        change(disk, "size=16m")
+        done = script("task_align.py", folder, *flags, "--resume", "true")
+        assert "going on after step 6" in done.stdout
+        first = (folder / "checkpoint/align-mini-tau0.07.csv").read_text()
+        assert (disk / "full.csv").read_text() == first
+
+
+def test_a_full_disk_while_the_cache_is_filled(folder, aligned, tmp_path):
+    """The file that did not fit is named, nothing half written is left, and the same command
+    encodes the rest once there is room."""
+    with small_disk(tmp_path / "disk", "1m,nr_inodes=40") as disk:  # room, but not for 88 files
+        flags = (*ALIGN, "--name", "cached", "--cache", str(disk), "--figures", "none")
+        flags += ("--encode_batch", "8")
+        done = script("task_align.py", folder, *flags, ok=False)
+        refused(done, f"{disk}/VALOR/VivitModel-", ".safetensors: No space left on device")
+        kept = {path: path.stat().st_mtime_ns for path in disk.rglob("*.safetensors")}
+        assert 30 < len(kept) < 40 and not unfinished(disk)
+        change(disk, "nr_inodes=1k")
+        script("task_align.py", folder, *flags)
+        files = {path: path.stat().st_mtime_ns for path in disk.rglob("*.safetensors")}
+        assert len(files) == 2 * 44 and kept.items() <= files.items()
+
+
+def test_folders_that_cannot_be_written(folder, aligned, tmp_path):
+    """A folder of checkpoints or figures that is read-only is named before anything is trained or
+    encoded."""
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        change(disk, "ro")
+        for flag in ("--out", "--figures"):
+            done = script("task_align.py", folder, *ALIGN, flag, str(disk), ok=False)
+            refused(done, f"{disk}: no file can be written there (Read-only", f"folder by {flag}")
+            assert "aligning" not in done.stderr and "encoding" not in done.stderr
+
+
+def test_two_runs_of_one_name(folder, aligned):
+    """The second is refused in a line; the first goes on as if it had been alone."""
+    flags = (*ALIGN, "--name", "twice", "--figures", "none")
+    first = subprocess.Popen(
+        command("task_align.py", folder, *flags),
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        started, until = folder / "checkpoint/twice", time.monotonic() + 60
+        while not list(started.glob("events.*")) and time.monotonic() < until:
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)  # the second comes while the first is under way
+        done = script("task_align.py", folder, *flags, ok=False)
+        refused(done, "checkpoint/twice: another run of this name is under way", "--name")
+        first.send_signal(signal.SIGCONT)
+        _, said = first.communicate(timeout=120)
+        assert first.returncode == 0, said
+    finally:
+        first.kill()
+        first.wait()
+    alone = (folder / "checkpoint/align-mini-tau0.07.csv").read_text()
+    assert (folder / "checkpoint/twice.csv").read_text() == alone
+
+
+def test_a_channel_without_noise_and_a_batch_of_one(folder, aligned):
+    """Stage 1 trains and tests at +inf dB, one clip at a time."""
+    flags = ("--steps", "2", "--batch", "1", "--snr_db", "inf", "--name", "clear")
+    script("task_align.py", folder, *flags, "--figures", "none")
+    rows = list(csv.DictReader(open(folder / "checkpoint/clear.csv")))
+    assert len(rows) == 2 and all(0 < float(row["loss"]) < 100 for row in rows)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from dataclasses import fields, replace
 
 import pytest
@@ -77,6 +78,7 @@ def test_plain_is_what_json_keeps():
 )
 def test_scripts_refuse_them_in_one_line(monkeypatch, capsys, tmp_path, script, flags, says):
     """Said as a flag, such a number ends the script before it writes anything."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # put back afterwards
     monkeypatch.setattr(sys, "argv", ["task.py", "--out", str(tmp_path / "out"), *flags])
     with pytest.raises(SystemExit) as stop:
         run(script.main, script.PRESETS, script.PRESET, script.__doc__)
