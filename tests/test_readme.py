@@ -72,3 +72,12 @@ def test_commands_of_the_page_are_those_of_the_presets():
     preset = sweeps.PRESETS[results["preset"]]
     for field in ("seeds", "align_steps", "steps", "batch", "temperature"):
         assert results[field] == getattr(preset, field), field
+
+
+def test_kills_are_those_last_measured():
+    """What the README says of kills is what benchmarks/kill_resume.py left."""
+    found = json.loads((ROOT / "benchmarks/kill_resume.json").read_text())
+    assert found.keys() == {"stage1", "stage2"}
+    for stage in found.values():
+        assert stage["kills"] == stage["resumed"] == 20 and stage["identical"]
+        assert stage["saving_share"] < 0.05 and f"{stage['saving_share']:.1%}" == "0.2%"
