@@ -38,6 +38,7 @@ class Config:
     compression: str = "sliding_window"  # or uniform; paper: sliding window
     visual_tokens: int = 8  # after compression, besides the class token; paper: 128
     audio_tokens: int = 8  # after compression, besides class and distillation; paper: 128
+    token_lengths: list[int] = field(default_factory=list)  # of which each training batch draws
 
     # Channel and receiver
     channel: str = "awgn"  # awgn, rayleigh, rician or none; paper: awgn
@@ -46,10 +47,8 @@ class Config:
         default_factory=list
     )
     question_snr_db: float | None = None  # dB, of the question alone; None: as its clip's
-    modalities: list[str] = (
-        field(  # sent of a clip, noise in place of the rest; none: question only
-            default_factory=lambda: ["visual", "audio"]
-        )
+    modalities: list[str] = field(  # sent; noise in place of the rest; none: question only
+        default_factory=lambda: ["visual", "audio"]
     )
     test_snr_db: list[float] = field(  # dB, the sweep; the training SNR is always tested
         default_factory=lambda: [-12.0, -6.0, 0.0, 6.0, 12.0, 18.0]

@@ -53,7 +53,7 @@ LEAST = (
                 "encode_batch",
             ),
             *("visual_tokens", "audio_tokens", "caption_tokens", "receiver_width", "mini_clips"),
-            *("answer_tokens", "test_batch"),
+            *("answer_tokens", "test_batch", "token_lengths"),
         ),
         1,
     )

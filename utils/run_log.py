@@ -30,13 +30,16 @@ PLACES = (
     *("resume", "save_every", "keep"),
     "init",  # whose contents are compared
 )
-MODEL_CODE = Path(__file__).resolve().parents[1] / "modules"
+# The modules that a training run goes through.
+MODEL_CODE = ("channel", "foundation_model", "losses", "token_compression", "token_receiver")
+MODEL_CODE += ("token_transmitter",)
 
 
 def code_version() -> str:
     """A hash of the model's code: a run by other code is another run."""
-    files = sorted(MODEL_CODE.glob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    folder = Path(__file__).resolve().parents[1] / "modules"
+    code = b"".join((folder / f"{name}.py").read_bytes() for name in MODEL_CODE)
+    return hashlib.sha256(code).hexdigest()
 
 
 def finished(config: Any) -> dict | None:

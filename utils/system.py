@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from modules.channel import Channel, TrainingSNR
 from modules.foundation_model import FoundationModel
+from modules.token_compression import compress
 from modules.token_receiver import TokenReceiver
 from modules.token_transmitter import TokenTransmitter
 from utils.clips import Batch
@@ -50,6 +51,7 @@ class System(nn.Module):
         hidden, how = self.foundation.hidden, config.compression
         self.img_tx = TokenTransmitter(vivit, SPECIAL["visual"], hidden, config.visual_tokens, how)
         self.audio_tx = TokenTransmitter(ast, SPECIAL["audio"], hidden, config.audio_tokens, how)
+        self.token_lengths = getattr(config, "token_lengths", [])
         self.channel = Channel(config.channel)
         self.snr_db, self._draw_snr = config.snr_db, TrainingSNR(config.snr_db, config.snr_range)
 
@@ -102,13 +104,17 @@ class System(nn.Module):
         self, batch: Batch, modalities: list[str], noise: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """The clips' visual and audio tokens; noise of the same power stands for a modality that
-        is not among `modalities`, so that only what it says is missing."""
-        return tuple(
-            tokens
-            if name in modalities
-            else torch.randn(tokens.shape, generator=noise, device=tokens.device)
-            for name, tokens in (("visual", batch.visual), ("audio", batch.audio))
-        )
+        is not among `modalities`, so that only what it says is missing. In training over token
+        lengths each modality is compressed to one drawn for this batch."""
+        shown = []
+        for name, tokens in (("visual", batch.visual), ("audio", batch.audio)):
+            if name not in modalities:
+                tokens = torch.randn(tokens.shape, generator=noise, device=tokens.device)
+            if self.training and self.token_lengths:  # drawn on the host, which knows shapes
+                length = self.token_lengths[torch.randint(len(self.token_lengths), ())]
+                tokens = compress(tokens, length, SPECIAL[name], self.img_tx.compression)
+            shown.append(tokens)
+        return tuple(shown)
 
     def release_encoders(self) -> None:
         """Forget the encoders, whose work is done once every clip is cached."""
