@@ -1,10 +1,10 @@
 # make demo: the whole system on the mini world. make figures: the sweeps, with error bars.
-# make test: the tests. Each installs what it needs.
+# make network: many users. make test: the tests. Each installs what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo figures test lint clean
+.PHONY: demo figures network test lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python task_align.py
@@ -12,6 +12,10 @@ demo: $(VENV)/ready
 
 figures: $(VENV)/ready
 	$(BIN)/python benchmarks/sweeps.py
+
+network: $(VENV)/ready
+	$(BIN)/python task_align.py --resume true
+	$(BIN)/python task_network.py
 
 test: $(VENV)/ready lint
 	$(BIN)/python -m pytest

@@ -4,12 +4,19 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+
 import task_align
 import task_avqa
+import task_network
 from benchmarks import efficiency, sweeps
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.experiments.page import write_page
+from modules import allocation_baselines
+from modules.loss_curve import LossCurve
+from modules.resource_allocation import allocate
 from utils import shapes
+from utils.network_study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -42,7 +49,7 @@ def test_paper_presets_hold_the_published_values():
 
 def test_scripts_stay_short():
     """A task script is what a reader opens first."""
-    for name in ("task_align.py", "task_avqa.py"):
+    for name in ("task_align.py", "task_avqa.py", "task_network.py"):
         assert len((ROOT / name).read_text().splitlines()) < 270
 
 
@@ -81,3 +88,34 @@ def test_kills_are_those_last_measured():
     for stage in found.values():
         assert stage["kills"] == stage["resumed"] == 20 and stage["identical"]
         assert stage["saving_share"] < 0.05 and f"{stage['saving_share']:.1%}" == "0.2%"
+
+
+def test_network_table_is_that_last_measured():
+    """What the README says of the allocation is what task_network.py left, within its criteria."""
+    found = json.loads((ROOT / "checkpoint/network-mini.json").read_text())
+    optimum = found["vs_exhaustive"]
+    assert optimum["instances"] == 100 and optimum["within_1_percent"] >= 95
+    assert f"{optimum['within_1_percent']} of 100 random networks" in README
+    assert f"worst gap {optimum['worst_gap']:.3%}".replace("%", " %") in README
+    assert found["seconds_1000_users"] < 10
+    assert f"| 1,000 users | {found['seconds_1000_users']:.1f} s |" in README
+    for row in found["vs_baselines"].values():
+        assert row["mean_gain"] > row["ci95"] > 0
+        assert f"{100 * row['mean_gain']:.1f} ± {100 * row['ci95']:.1f} %" in README
+    fits = found["loss_curves"]
+    assert f"explains {fits['measured']['r2']:.0%} of".replace("%", " %") in README
+    assert f"its fit explains {fits['sweep']['r2']:.0%}".replace("%", " %") in README
+
+
+def test_ones_own_allocation_as_the_readme_says():
+    """The function of the section on many users works and is feasible."""
+    code = re.search(r"```python\n(def favour_the_weak.*?)```", README, re.S)[1]
+    names = vars(allocation_baselines) | {"np": np}
+    exec(code, names)
+    curve = LossCurve(0.3, {"visual": 0.04, "audio": 0.02}, {"visual": 0.9, "audio": 1.0}, 0.7)
+    study = Study(task_network.PRESETS["mini"], task_avqa.PRESETS["mini"], 128, curve)
+    problem = study.drop(0)
+    found = names["favour_the_weak"](problem)
+    shares = found.lengths, found.bandwidth, found.power
+    checked = allocation_baselines.given(problem, *shares)
+    assert checked.objective == found.objective >= allocate(problem).objective

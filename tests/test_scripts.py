@@ -243,3 +243,51 @@ def test_a_channel_without_noise_and_a_batch_of_one(folder, aligned):
     script("task_align.py", folder, *flags, "--figures", "none")
     rows = list(csv.DictReader(open(folder / "checkpoint/clear.csv")))
     assert len(rows) == 2 and all(0 < float(row["loss"]) < 100 for row in rows)
+
+
+NETWORK = (
+    *("--steps", "2", "--lengths", "1", "2", "4", "--reference_length", "2", "--link_length", "4"),
+    *("--drops", "4", "--instances", "2", "--repeats", "1", "--user_counts", "2", "4"),
+    *("--weights", "0.1", "0.9", "--link_snr_db", "-9", "18"),
+)
+
+
+@pytest.fixture(scope="module")
+def network(folder, aligned):
+    start = str(folder / "checkpoint/align-mini-tau0.07.pth")
+    return script("task_network.py", folder, *NETWORK, "--init", start)
+
+
+def test_the_network_study_leaves_what_it_promises(folder, network):
+    """Metrics in DESIGN's form, every figure, and a summary; stage 2 was trained along."""
+    metrics = json.loads((folder / "checkpoint/network-mini.json").read_text())
+    assert metrics["task"] == "network" and metrics["vs_exhaustive"].keys() == {
+        "instances",
+        "within_1_percent",
+        "worst_gap",
+    }
+    assert metrics["vs_exhaustive"]["instances"] == 2
+    for row in metrics["vs_baselines"].values():
+        assert row["mean_gain"] >= 0 and row["ci95"] >= 0
+    assert metrics["seconds_1000_users"] > 0 and metrics["over_users"]["users"] == [2, 4]
+    accuracies = metrics["over_users"]["joint"]["accuracy"]["mean"]
+    assert len(accuracies) == 2 and all(0 <= a <= 1 for a in accuracies)
+    assert len(metrics["figures"]) == 7
+    for figure in metrics["figures"]:
+        assert Path(figure).stat().st_size > 10_000 and Path(figure).with_suffix(".pdf").is_file()
+        assert figure in network.stdout
+    assert "1,000 users" in network.stdout and "better in" in network.stdout
+    trained = json.loads((folder / "checkpoint/network-mini-avqa.json").read_text())
+    assert trained["config"]["token_lengths"] == [1, 2, 4] and trained["steps"] == 2
+
+
+def test_the_network_study_trains_once(folder, network):
+    """With other budgets it goes on from the trained model; a bad one ends in a line before it."""
+    path = folder / "checkpoint/network-mini-avqa.pth"
+    before = path.stat().st_mtime_ns
+    start = str(folder / "checkpoint/align-mini-tau0.07.pth")
+    flags = (*NETWORK, "--init", start, "--figures", "none")
+    done = script("task_network.py", folder, *flags, "--bandwidth", "2e6")
+    assert "fine-tuning" not in done.stderr and path.stat().st_mtime_ns == before
+    done = script("task_network.py", folder, *flags, "--power_dbm", "nan", ok=False)
+    assert len(done.stderr.splitlines()) == 1 and "power nan" in done.stderr
