@@ -28,7 +28,8 @@ class Config:
     penetration_db: float = 20.0  # dB, users are indoors
     fading: str = "rayleigh"  # rayleigh, rician or none, in the users' gains
     rician_k: float = 4.0  # power of the line of sight over the scattered paths
-    noise_figure_db: float = 5.0  # dB, over -174 dBm/Hz
+    noise_dbm_per_hz: float = -174.0  # dBm/Hz, N0: thermal noise at 290 K
+    noise_figure_db: float = 5.0  # dB, of the base station, on top of it
     channel: str = "awgn"  # on which tokens cross, at the SNR that gains and powers give
 
     # What users share
@@ -59,7 +60,7 @@ class Config:
     mini_clips: list[int] = field(  # of the mini world, made when missing: train, val, test
         default_factory=lambda: [1200, 96, 256]
     )
-    cache: str = "datasets/cache"  # encoder tokens, computed once
+    cache: str = "datasets/cache"  # encoder tokens, computed once; a folder, not none
     steps: int = 600  # of fine-tuning
     snr_range: list[float] = field(  # dB, of fine-tuning
         default_factory=lambda: [-15.0, 15.0]

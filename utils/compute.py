@@ -3,10 +3,18 @@
 import math
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
+
+from utils.pretrained import check_folder, load
+
+
+def config_of(folder: str | Path) -> Any:
+    """A model's configuration; FileNotFoundError or ModelError, in a line, where there is none."""
+    return load(AutoConfig, check_folder(folder))
 
 
 def forward_flops(folder: str | Path, *shape: int, embeddings: bool = False) -> int:
@@ -17,7 +25,7 @@ def forward_flops(folder: str | Path, *shape: int, embeddings: bool = False) -> 
         shape: of the input: frames (1, n, 3, height, width), spectrogram (1, time, mel), or with
             `embeddings` token embeddings (1, tokens, hidden).
     """
-    config = AutoConfig.from_pretrained(folder)
+    config = config_of(folder)
     with torch.device("meta"):
         # eager: attention is then made of matrix products, which are counted
         model = AutoModel.from_config(config, attn_implementation="eager").eval()
@@ -34,14 +42,14 @@ def forward_flops(folder: str | Path, *shape: int, embeddings: bool = False) -> 
 @cache
 def visual_flops(folder: str) -> int:
     """Of ViViT, for a clip."""
-    c = AutoConfig.from_pretrained(folder)
+    c = config_of(folder)
     return forward_flops(folder, 1, c.num_frames, c.num_channels, c.image_size, c.image_size)
 
 
 @cache
 def audio_flops(folder: str, seconds: float) -> int:
     """Of AST, for a clip of so many seconds in windows of 10 ms a frame."""
-    c = AutoConfig.from_pretrained(folder)
+    c = config_of(folder)
     windows = math.ceil(100 * seconds / c.max_length)
     return windows * forward_flops(folder, 1, c.max_length, c.num_mel_bins)
 
@@ -49,5 +57,5 @@ def audio_flops(folder: str, seconds: float) -> int:
 @cache
 def foundation_flops(folder: str, tokens: int) -> int:
     """Of the language model's decoder, reading a sequence of so many tokens."""
-    hidden = AutoConfig.from_pretrained(folder).hidden_size
+    hidden = config_of(folder).hidden_size
     return forward_flops(folder, 1, tokens, hidden, embeddings=True)

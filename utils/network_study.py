@@ -85,6 +85,7 @@ class Study:
             penetration_db=c.penetration_db,
             fading=c.fading,
             rician_k=c.rician_k,
+            noise_dbm_per_hz=c.noise_dbm_per_hz,
             noise_figure_db=c.noise_figure_db,
         )
         source = np.random.default_rng((c.seed, seed))
@@ -133,6 +134,8 @@ def check(config: Any, models: Any) -> None:
         raise ValueError(f"--curve {config.curve}: say measured or sweep")
     if config.reference_length not in config.lengths:
         raise ValueError(f"--reference_length {config.reference_length}: must be among --lengths")
+    if config.cache == "none":
+        raise ValueError("--cache none: the study reads cached tokens; name a folder")
     if config.curve == "sweep" or Path(config.sweep).is_file():
         fit_sweep(config.sweep)
     check_writable(Path(config.out), "--out")

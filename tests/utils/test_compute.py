@@ -54,7 +54,15 @@ def test_the_language_model_by_hand(tmp_path):
         num_key_value_heads=2,
     )
     config.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()  # weights are not read
     weights = 2 * hidden * hidden + 2 * hidden * hidden // 2 + 3 * hidden * wide
     attention = 2 * 2 * tokens * tokens * hidden
     rotary = foundation_flops(str(tmp_path), tokens) - layers * (2 * tokens * weights + attention)
     assert 0 <= rotary <= 2 * tokens * hidden, "but for the angles of rotary positions"
+
+
+def test_a_missing_model_is_named_in_a_line():
+    """Nothing is looked for anywhere else."""
+    with pytest.raises(FileNotFoundError, match="models/nowhere: no config.json") as error:
+        visual_flops("models/nowhere")
+    assert "\n" not in str(error.value)
