@@ -42,6 +42,7 @@ from scipy.optimize import brentq
 from scipy.special import lambertw
 
 LN2 = np.log(2)
+NEAR = 1e-5  # below it Lambert's W is taken by its series
 
 
 class AllocationError(ValueError):
@@ -202,7 +203,12 @@ def least_bandwidth(problem: Problem, r: np.ndarray) -> np.ndarray:
 
 def cheap_bandwidth(gain: np.ndarray, r: np.ndarray, price: float) -> np.ndarray:
     """Hz at which power plus price of bandwidth is least, whatever the power; gains over N0."""
-    return LN2 * r / (1 + lambertw((price * gain - 1) / np.e).real)
+    x = price * gain
+    u = 1 + lambertw((np.maximum(x, NEAR) - 1) / np.e).real
+    root = np.sqrt(2 * np.minimum(x, NEAR))
+    # W0 at its branch point, where 1 + W0 is lost to rounding: at SNRs far below 0 dB.
+    series = 1 - root / 3 + 11 / 72 * root**2 - 43 / 540 * root**3 + 769 / 17280 * root**4
+    return LN2 * r / np.where(x < NEAR, root * series, u)
 
 
 def cheapest(problem: Problem, r: np.ndarray) -> tuple[np.ndarray, float]:

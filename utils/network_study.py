@@ -1,6 +1,7 @@
 """A multi-user study: users dropped into a cell, the methods compared on them, what they spend."""
 
 import csv
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,13 +48,19 @@ class Study:
     @property
     def methods(self) -> dict[str, Method]:
         """By name what is compared; the first is the proposed one. Your own goes here."""
-        reference, seed = self.config.reference_length, self.config.seed
+        reference = self.config.reference_length
+
+        def random(problem: Problem) -> Allocation:
+            # Another split for each drop, and the same whenever the drop comes again.
+            drop = zlib.crc32(problem.gain.tobytes())
+            return random_split(problem, np.random.default_rng((self.config.seed, drop)))
+
         return {
             "joint": allocate,
             "equal split": equal_split,
             "proportional": proportional,
             "fixed length": lambda problem: fixed_length(problem, reference),
-            "random": lambda problem: random_split(problem, np.random.default_rng(seed)),
+            "random": random,
         }
 
     def encode_flops(self, users: int) -> np.ndarray:

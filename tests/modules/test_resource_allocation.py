@@ -189,6 +189,31 @@ def test_more_to_share_is_never_worse():
         assert (np.diff(found) <= 1e-6).all()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(60))
+def test_numbers_over_many_decades(seed):
+    """Gains, budgets and payloads far apart: no overflow, the objective falls, constraints hold."""
+    source = np.random.default_rng(seed)
+    users = int(source.integers(1, 9))
+    p = problem(
+        users,
+        seed,
+        gain=10 ** source.uniform(-20, -3, users),
+        noise_density=10 ** source.uniform(-22, -16),
+        bandwidth=10 ** source.uniform(0, 10),
+        power=10 ** source.uniform(-6, 3),
+        user_power=10 ** source.uniform(-6, 3, users),
+        token_bits=10 ** source.uniform(0, 6),
+        lengths=np.unique(source.integers(1, 300, 8)),
+        fall=10 ** source.uniform(-4, 1, users) * source.integers(0, 2, users),
+        weight=source.choice([0, 1e-3, 0.5, 0.999, 1]),
+    )
+    found = allocate(p)
+    check_feasible(p, found)
+    assert (np.diff(found.history) < 0).all()
+    assert found.objective <= equal_split(p).objective * (1 + 1e-4)
+
+
 @pytest.mark.parametrize(
     "wrong, says",
     [

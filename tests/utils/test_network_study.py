@@ -64,6 +64,13 @@ def test_where_the_time_goes():
     assert found.objective == pytest.approx(objective)
 
 
+def test_a_random_split_is_of_its_drop():
+    """Another one for another drop, the same for the same."""
+    s = study()
+    a, b, c = (s.methods["random"](s.drop(seed)) for seed in (0, 0, 1))
+    assert (a.bandwidth == b.bandwidth).all() and (a.bandwidth != c.bandwidth).all()
+
+
 def test_comparisons_are_of_the_same_drops():
     """Gains over every baseline, none negative, with interval; histories never rise."""
     found = against_baselines(study(users=4), drops=4)
