@@ -102,19 +102,19 @@ def main(config: Config) -> dict | None:
     from torch.optim.lr_scheduler import CosineAnnealingLR
 
     from modules.losses import info_nce, masked_mean, reconstruction
-    from utils import plots
     from utils.checkpoints import save_checkpoint
-    from utils.clips import Collate, in_order, training_loader
     from utils.config import plain
-    from utils.datasets import read_splits, read_valor
-    from utils.encoding import encode_clips
-    from utils.metrics import geometry, retrieval
-    from utils.mini_world import prepare_mini
-    from utils.processes import agree, start
-    from utils.resume import Training
-    from utils.run_log import RunLog, finished
+    from utils.data.clips import Collate, in_order, training_loader
+    from utils.data.datasets import read_splits, read_valor
+    from utils.data.encoding import encode_clips
+    from utils.mini.world import prepare_mini
+    from utils.report import plots
+    from utils.report.metrics import geometry, retrieval
+    from utils.report.tsne import side_by_side
     from utils.system import build_system, models_used, noise_source
-    from utils.tsne import side_by_side
+    from utils.training.log import RunLog, finished
+    from utils.training.processes import agree, start
+    from utils.training.states import Training
 
     if config.temperatures:
         from benchmarks.sweeps import temperatures

@@ -115,17 +115,17 @@ def main(config: Config) -> dict | None:
     from torch.optim.lr_scheduler import CosineAnnealingLR
     from tqdm import tqdm
 
-    from utils.avqa_report import report
     from utils.checkpoints import load_parts, require, save_checkpoint, sha256
-    from utils.clips import Collate, in_order, training_loader
     from utils.config import plain
-    from utils.datasets import read_music_avqa, read_splits
-    from utils.encoding import encode_clips
-    from utils.mini_world import prepare_mini
-    from utils.processes import agree, start
-    from utils.resume import Training
-    from utils.run_log import RunLog, finished
+    from utils.data.clips import Collate, in_order, training_loader
+    from utils.data.datasets import read_music_avqa, read_splits
+    from utils.data.encoding import encode_clips
+    from utils.mini.world import prepare_mini
+    from utils.report.avqa import report
     from utils.system import build_system, models_used, noise_source
+    from utils.training.log import RunLog, finished
+    from utils.training.processes import agree, start
+    from utils.training.states import Training
 
     accelerator = start(config)  # of one process, or of all that `accelerate launch` started
     is_main = accelerator.is_main_process

@@ -21,7 +21,7 @@ class Config:
     name: str = ""  # of the run's files in checkpoint/; empty: network-PRESET
     seed: int = 2505
 
-    # The cell (modules/network.py)
+    # The cell (modules/network/cell.py)
     users: int = 8  # even: a camera and a microphone for each scene
     radius: float = 250.0  # m
     shadowing_db: float = 6.0  # dB, standard deviation
@@ -119,16 +119,15 @@ def main(config: Config) -> dict:
 
     import task_avqa
     from modules.channel import Channel
-    from modules.digital_link import DigitalLink
-    from utils import network_experiments as experiments
-    from utils import network_plots as plots
-    from utils import network_study as studies
+    from modules.digital.link import DigitalLink
     from utils.config import plain
     from utils.files import write_whole
-    from utils.network_model import load_system, loss_at, right_answers
-    from utils.network_study import Study
-    from utils.processes import start
-    from utils.run_log import finished, peak_rss_mb
+    from utils.network import experiments, plots
+    from utils.network import study as studies
+    from utils.network.answers import load_system, loss_at, right_answers
+    from utils.network.study import Study
+    from utils.training.log import finished, peak_rss_mb
+    from utils.training.processes import start
 
     began, name = time.time(), config.name or f"network-{config.preset}"
     stem = Path(config.figures) / name

@@ -23,7 +23,7 @@ from transformers import (
     VivitModel,
 )
 
-from utils.datasets import frames_path, wav_path
+from utils.data.datasets import frames_path, wav_path
 
 TOKENIZER = Path(__file__).resolve().parents[1] / "checkpoint" / "mini" / "qwen2"
 VOCABULARY = 151_936  # of Qwen2.5

@@ -19,13 +19,13 @@ from transformers import ASTConfig, ASTModel, Qwen2ForCausalLM, VivitConfig, Viv
 import task_align
 import task_avqa
 from benchmarks import full_size, steps
-from utils import clips
-from utils.clips import Batch, Collate, training_loader
-from utils.datasets import read_music_avqa, read_valor
-from utils.encoding import encode_clips
-from utils.feature_cache import clip_bytes
-from utils.processes import start
+from utils.data import clips
+from utils.data.clips import Batch, Collate, training_loader
+from utils.data.datasets import read_music_avqa, read_valor
+from utils.data.encoding import encode_clips
+from utils.data.features import clip_bytes
 from utils.system import System, build_system
+from utils.training.processes import start
 
 BATCH = 4  # clips of the comparison with encoding at every step
 # Each stage's annotations, its loss here, and with logits at every position.

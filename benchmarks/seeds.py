@@ -17,8 +17,8 @@ from benchmarks.experiments.page import gain  # noqa: E402
 from benchmarks.sweeps import fill_caches  # noqa: E402
 from task_align import PRESETS as ALIGN  # noqa: E402
 from task_avqa import PRESETS as AVQA  # noqa: E402
+from utils.report.statistics import paired  # noqa: E402
 from utils.runs import Run, run_all  # noqa: E402
-from utils.statistics import paired  # noqa: E402
 
 
 def runs_of(seed: int) -> tuple[Run, Run, Run]:

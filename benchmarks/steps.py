@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from modules.losses import info_nce, masked_mean, reconstruction
-from utils.clips import Batch
+from utils.data.clips import Batch
 from utils.system import System
 
 

@@ -84,8 +84,8 @@ def main(config: Config, align=None) -> dict:
     from benchmarks.experiments.page import write_page
     from benchmarks.experiments.plan import Plan
     from utils.files import check_writable, write_whole
-    from utils.run_log import finished
     from utils.runs import jobs_at_a_time, run_all, unique
+    from utils.training.log import finished
 
     check(config, list(EXPERIMENTS))
     plan = Plan(config, *stages(config, align))
@@ -136,7 +136,7 @@ def command(experiment: str, plan, align) -> str:
     """The command that makes an experiment as it was made: what differs from the preset."""
     import task_align
     from utils.config import plain
-    from utils.run_log import PLACES
+    from utils.training.log import PLACES
 
     given, preset = plan.config, PRESETS[plan.config.preset]
     words = ["python benchmarks/sweeps.py", "--only", experiment]
@@ -209,11 +209,11 @@ def stages(config: Config, align=None) -> tuple:
 
 def fill_caches(configs: list) -> None:
     """Encode every clip once, for all compressions and lengths that the runs ask for."""
-    from utils.datasets import read_music_avqa, read_splits, read_valor
-    from utils.encoding import encode_clips
-    from utils.mini_world import prepare_mini
-    from utils.processes import start
+    from utils.data.datasets import read_music_avqa, read_splits, read_valor
+    from utils.data.encoding import encode_clips
+    from utils.mini.world import prepare_mini
     from utils.system import build_system
+    from utils.training.processes import start
 
     for data in dict.fromkeys(c.data for c in configs):
         asked = [c for c in configs if c.data == data]
@@ -241,7 +241,7 @@ def earlier_results(path: Path, plan) -> dict:
     import json
 
     from utils.config import plain
-    from utils.run_log import PLACES
+    from utils.training.log import PLACES
 
     config = plan.config
     about = {k: getattr(config, k) for k in ("preset", "seeds", "align_steps", "steps", "batch")}

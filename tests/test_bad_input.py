@@ -16,12 +16,12 @@ from accelerate.state import AcceleratorState
 import task_align
 import task_avqa
 from benchmarks.full_size import caption_row, question_row
-from tests.utils import bad_media
-from tests.utils.bad_media import BAD_MEDIA
-from tests.utils.tiny import save_models
+from tests.helpers import bad_media
+from tests.helpers.bad_media import BAD_MEDIA
+from tests.helpers.tiny import save_models
 from utils.checkpoints import load_checkpoint
 from utils.config import run
-from utils.datasets import frames_path, wav_path
+from utils.data.datasets import frames_path, wav_path
 from utils.system import build_system
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,7 +33,7 @@ def launch(processes: int, *command: str, ok: bool = True) -> subprocess.Complet
 def step(folder: Path, processes: int) -> dict:
     """Losses and gradients of steps of each stage by so many processes."""
     out = folder / "found.pt"
-    launch(processes, "-m", "tests.utils.step_of_each_stage", str(out))
+    launch(processes, "-m", "tests.helpers.step_of_each_stage", str(out))
     found = torch.load(out, weights_only=True)
     assert found.pop("processes") == processes
     return found

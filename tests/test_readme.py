@@ -9,21 +9,20 @@ import numpy as np
 import task_align
 import task_avqa
 import task_network
-from benchmarks import efficiency, sweeps
+from benchmarks import efficiency, shapes, sweeps
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.experiments.page import write_page
-from modules import allocation_baselines
-from modules.loss_curve import LossCurve
-from modules.resource_allocation import allocate
-from utils import shapes
-from utils.network_study import Study
+from modules.network import baselines as allocation_baselines
+from modules.network.allocation import allocate
+from modules.network.loss_curve import LossCurve
+from utils.network.study import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 def test_shape_table_is_the_one_that_the_code_gives():
-    """The table of tensor shapes, both stages and presets, is what `utils.shapes` traces."""
+    """The table of tensor shapes, both stages and presets, is what `benchmarks.shapes` traces."""
     assert shapes.table() in README
 
 

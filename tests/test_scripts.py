@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.utils.disks import change, small_disk, unfinished
+from tests.helpers.disks import change, small_disk, unfinished
 
 ROOT = Path(__file__).resolve().parents[1]
 TYPES = 9

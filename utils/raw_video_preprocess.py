@@ -22,7 +22,7 @@ from tqdm import tqdm
 if __name__ == "__main__":  # run as a file: what it needs lies beside utils/, not in it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from utils.extraction import (  # noqa: E402
+from utils.data.extraction import (  # noqa: E402
     SAMPLE_RATE,
     SCRATCH,
     extract_clip,
@@ -30,8 +30,8 @@ from utils.extraction import (  # noqa: E402
     remove,
     targets,
 )
+from utils.data.isolated import in_processes  # noqa: E402
 from utils.files import write_whole  # noqa: E402
-from utils.isolated import in_processes  # noqa: E402
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
 LONGEST = 1_000_000  # s that a clip may be given

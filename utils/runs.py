@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from utils.checkpoints import CheckpointError
 from utils.config import quieten
-from utils.run_log import finished
+from utils.training.log import finished
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from modules.foundation_model import FoundationModel
 from modules.token_compression import compress
 from modules.token_receiver import TokenReceiver
 from modules.token_transmitter import TokenTransmitter
-from utils.clips import Batch
-from utils.feature_cache import Reader
-from utils.pretrained import load_ast, load_language_model, load_vivit, revision
+from utils.data.clips import Batch
+from utils.data.features import Reader
+from utils.data.models import load_ast, load_language_model, load_vivit, revision
 
 # What encoders put in front of the patch tokens: ViViT a class token, AST class and distillation.
 SPECIAL = {"visual": 1, "audio": 2}

@@ -7,9 +7,9 @@ import numpy as np
 
 from benchmarks.experiments.page import gain, heading, number, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies, summary, validation_losses
-from utils.plots import BLUE, GREY, save
+from utils.report.plots import BLUE, GREY, save
+from utils.report.statistics import paired
 from utils.runs import Run
-from utils.statistics import paired
 
 FULL = "full"
 # What differs from the system as it stands, in stage 1 and in stage 2.

@@ -12,9 +12,9 @@ import matplotlib.pyplot as plt
 from benchmarks.experiments.page import differs, gain, heading, number, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies, validation_losses
 from utils.files import write_whole
-from utils.plots import COLOURS, band, save
+from utils.report.plots import COLOURS, band, save
+from utils.report.statistics import curve, paired
 from utils.runs import Run
-from utils.statistics import curve, paired
 from utils.system import SPECIAL
 
 MODALITIES = ("visual", "audio")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.files import write_whole
-from utils.statistics import paired, seeds_needed
+from utils.report.statistics import paired, seeds_needed
 
 # Published figures beside which these stand; they are of other data, and not comparable.
 ANCHORS = [
@@ -18,7 +18,7 @@ ANCHORS = [
     [
         "majority answer by type and template, MUSIC-AVQA test",
         "51.1 %",
-        "the published annotations, fitted on val; `tests/utils/test_metrics.py`",
+        "the published annotations, fitted on val; `tests/utils/report/test_metrics.py`",
     ],
 ]
 

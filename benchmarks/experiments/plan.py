@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from utils.report.statistics import interval
 from utils.runs import Run
-from utils.statistics import interval
 
 Metrics = dict[str, dict]  # a run's R.json by its name
 

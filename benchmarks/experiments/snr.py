@@ -22,9 +22,9 @@ from benchmarks.experiments.page import (
     table,
 )
 from benchmarks.experiments.plan import Metrics, Plan, accuracies
-from utils.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, band, save
+from utils.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, band, save
+from utils.report.statistics import curve, paired
 from utils.runs import Run
-from utils.statistics import curve, paired
 
 NOISELESS = 100.0  # dB: what arrives is what was sent, to the last digits of float32
 MODELS = {

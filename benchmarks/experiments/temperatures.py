@@ -10,14 +10,14 @@ from matplotlib.ticker import FuncFormatter
 
 from benchmarks.experiments.page import gain, heading, number, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies, summary
-from utils import tsne
-from utils.datasets import frames_path, read_valor
-from utils.media import read_frames
-from utils.plots import COLOURS, GREY, band, save
-from utils.run_log import read_features
+from utils.data.datasets import frames_path, read_valor
+from utils.data.media import read_frames
+from utils.report import tsne
+from utils.report.plots import COLOURS, GREY, band, save
+from utils.report.statistics import curve, paired, steps_to_reach
+from utils.report.tsne_page import write_page
 from utils.runs import Run
-from utils.statistics import curve, paired, steps_to_reach
-from utils.tsne_page import write_page
+from utils.training.log import read_features
 
 MODALITIES = ("visual", "audio", "text")
 SHOWN = 150  # clips in the t-SNE

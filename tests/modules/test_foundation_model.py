@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from modules.foundation_model import FoundationModel
-from tests.utils.tiny import NoHostData, NoHostSync
+from tests.helpers.tiny import NoHostData, NoHostSync
 
 HIDDEN, VOCABULARY, LAYERS, END = 32, 64, 2, 0
 NEVER = VOCABULARY  # an end token that no answer holds

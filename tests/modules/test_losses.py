@@ -15,7 +15,7 @@ def gaussian(*shape, seed=0):
 
 
 def numbers(captions):
-    """A number for each distinct caption, as `utils.clips` gives them: of 56 bits."""
+    """A number for each distinct caption, as `utils.data.clips` gives them: of 56 bits."""
     return torch.tensor([2**55 + sorted(set(captions)).index(caption) for caption in captions])
 
 

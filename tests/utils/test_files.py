@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.utils.disks import change, small_disk, unfinished
+from tests.helpers.disks import change, small_disk, unfinished
 from utils.files import check_writable, whole, write_whole
 
 

@@ -7,10 +7,10 @@ import zipfile
 import pytest
 import torch
 
-from tests.utils.bad_media import mutant
+from tests.helpers.bad_media import mutant
 from tests.utils.test_checkpoints import make_lora, make_parts
 from utils.checkpoints import CheckpointError, load_parts, save_checkpoint
-from utils.resume import newest
+from utils.training.states import newest
 
 MUTANTS = 500  # of each kind
 KINDS = {"whole": 0.02, "inside": 0.05, "old": 0.05}  # least share of mutants that loads

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.utils.bad_media import hang_on_bad
-from tests.utils.disks import change, small_disk, unfinished
+from tests.helpers.bad_media import hang_on_bad
+from tests.helpers.disks import change, small_disk, unfinished
 from utils import raw_video_preprocess
-from utils.extraction import extract_clip
-from utils.media import even_indices, read_frames
+from utils.data.extraction import extract_clip
+from utils.data.media import even_indices, read_frames
 from utils.raw_video_preprocess import preprocess
 
 SCRIPT = Path(raw_video_preprocess.__file__)

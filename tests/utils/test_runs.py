@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.utils.fake_stage import Config
-from utils.run_log import finished
+from tests.helpers.fake_stage import Config
 from utils.runs import Run, RunsFailed, run_all, unique
+from utils.training.log import finished
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGE = "tests.utils.fake_stage"
+STAGE = "tests.helpers.fake_stage"
 
 
 def make(folder, name, after="", **changes):
@@ -83,7 +83,7 @@ def test_finished_means_the_same_run(tmp_path, monkeypatch):
     assert not finished(start.config)
     (tmp_path / "start.pth").write_bytes(weights)
     assert finished(run.config) and finished(start.config)
-    monkeypatch.setattr("utils.run_log.code_version", lambda: "another")
+    monkeypatch.setattr("utils.training.log.code_version", lambda: "another")
     assert not finished(start.config)
     monkeypatch.undo()
     (tmp_path / "start.pth").unlink()

@@ -12,9 +12,9 @@ import task_align
 import task_avqa
 from benchmarks import steps
 from modules.losses import info_nce, masked_mean, reconstruction
-from tests.utils.tiny import NoHostData, NoHostSync
-from utils.clips import Batch, Collate
-from utils.datasets import Caption
+from tests.helpers.tiny import NoHostData, NoHostSync
+from utils.data.clips import Batch, Collate
+from utils.data.datasets import Caption
 from utils.system import build_system, noise_source
 
 

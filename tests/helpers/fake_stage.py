@@ -1,0 +1,46 @@
+"""A task script that only writes its files, for tests of what runs scripts; not a test itself."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from utils.checkpoints import sha256
+from utils.config import plain
+from utils.training.log import code_version
+
+
+@dataclass
+class Config:
+    name: str
+    out: str
+    seed: int = 0
+    init: str = "none"
+    fails: bool = False
+    sleeps: float = 0.0
+    workers: int = 0  # does not change the result
+
+
+def main(config: Config) -> dict:
+    stem = Path(config.out) / config.name
+    if config.fails:
+        raise ValueError("told to fail")
+    if config.init != "none":
+        assert Path(config.init).is_file(), "started before the run it starts from"
+    print("says", config.name, flush=True)
+    time.sleep(config.sleeps)
+    torch.save({"seed": config.seed}, f"{stem}.pth")
+    metrics = {
+        "code": code_version(),
+        "checkpoint_sha256": sha256(f"{stem}.pth"),
+        "config": plain(config),
+        "init_sha256": sha256(config.init),
+        "cores": len(os.sched_getaffinity(0)),
+        "when": time.time(),
+        "process": os.getpid(),
+    }
+    Path(f"{stem}.json").write_text(json.dumps(metrics))
+    return metrics

@@ -1,0 +1,76 @@
+"""Tokens as bits: what the quantiser loses is what theory says, and nothing else."""
+
+import pytest
+import torch
+
+from modules.digital.quantisation import ERRORS, STEPS, from_bits, payload_bits, to_bits
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def there_and_back(tokens, bits):
+    return from_bits(to_bits(tokens, bits), bits)
+
+
+@pytest.mark.parametrize("bits", STEPS)
+def test_error_is_that_of_the_best_uniform_quantiser(bits):
+    """On Gaussian entries the mean squared error is Max's, and no other step does better."""
+    tokens = gaussian(200, 2048)
+    error = (there_and_back(tokens, bits) - tokens).square().mean()
+    assert abs(error / ERRORS[bits] - 1) < 0.03
+
+
+@pytest.mark.parametrize("bits", STEPS)
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_no_other_step_does_better(bits, factor, monkeypatch):
+    """The steps are optimal: 10 % finer clips more, 10 % coarser rounds more."""
+    tokens = gaussian(100, 2048)
+    best = (there_and_back(tokens, bits) - tokens).square().mean()
+    monkeypatch.setitem(STEPS, bits, STEPS[bits] * factor)
+    assert (there_and_back(tokens, bits) - tokens).square().mean() > best
+
+
+@pytest.mark.parametrize("bits", STEPS)
+@pytest.mark.parametrize("size", [1e-12, 1e-2, 1.0, 1e12])
+def test_every_token_has_its_own_scale(bits, size):
+    """A quiet token beside a loud one loses the same share of its power."""
+    tokens = gaussian(50, 512) * torch.tensor([1.0, size]).repeat(25)[:, None]
+    error = (there_and_back(tokens, bits) - tokens).double().square().mean(dim=1)
+    share = error / tokens.double().square().mean(dim=1)
+    assert (share[::2].median() / share[1::2].median() - 1).abs() < 0.1
+
+
+@pytest.mark.parametrize("bits", STEPS)
+def test_error_of_what_is_not_clipped_is_half_a_step(bits):
+    """Entries within the clipping level come back to half a step, others to that level."""
+    tokens = gaussian(20, 256)
+    scale = tokens.square().mean(dim=1, keepdim=True).sqrt().bfloat16().float()
+    step, level = STEPS[bits] * scale, 2 ** (bits - 1) * STEPS[bits] * scale
+    back = there_and_back(tokens, bits)
+    inside = tokens.abs() < level
+    assert ((back - tokens).abs() <= step / 2 * 1.001)[inside].all()
+    assert (back.abs() < level).all()
+
+
+@pytest.mark.parametrize("hidden", [1, 7, 128])
+@pytest.mark.parametrize("bits", STEPS)
+def test_bits_are_bits_and_as_many_as_said(bits, hidden):
+    """The payload is 0 or 1 throughout: 16 bits of scale and `bits` an entry."""
+    payload = to_bits(gaussian(5, hidden), bits)
+    assert payload.shape == (5, payload_bits(hidden, bits)) == (5, 16 + bits * hidden)
+    assert set(payload.unique().tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("bits", STEPS)
+def test_zeros_come_back_as_zeros(bits):
+    """A token of zeros has no scale and is not a number over zero."""
+    assert there_and_back(torch.zeros(2, 8), bits).eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_dtype_is_read(dtype):
+    """Tokens of other precisions are quantised as float32 ones of the same values."""
+    tokens = gaussian(3, 16).to(dtype)
+    assert torch.equal(there_and_back(tokens, 6), there_and_back(tokens.float(), 6))

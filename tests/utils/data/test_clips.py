@@ -1,0 +1,304 @@
+"""Batches of clips: padded on the right, answers with their end, every clip once a pass."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from modules.foundation_model import PROMPT
+from tests.helpers.tiny import save_models, write_clip
+from utils.data import clips
+from utils.data.clips import (
+    Batch,
+    ClipMedia,
+    ClipTokens,
+    Collate,
+    ShuffledBatches,
+    in_order,
+    pad,
+    text_number,
+    training_loader,
+)
+from utils.data.datasets import Caption, Question
+from utils.data.features import Reader
+from utils.data.models import load_ast, load_vivit
+
+END = 0
+
+
+class Letters:
+    """A tokenizer with one token a letter."""
+
+    eos_token_id = END
+
+    def __call__(self, texts):
+        return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
+
+
+def shuffled_batches(rows, batch, batches, seed):
+    """All batches of a sampler, which says how many there are."""
+    sampler = ShuffledBatches(rows, batch, batches, seed)
+    steps = list(sampler)
+    assert len(steps) == len(sampler) == batches and sampler.batch_size == len(steps[0])
+    assert list(sampler) == steps, "it may be read again"
+    return steps
+
+
+def settings(batch, steps=1, seed=0, accumulate=1):
+    """What a training loader reads of a script's hyperparameters."""
+    return SimpleNamespace(batch=batch, steps=steps, seed=seed, accumulate=accumulate, workers=0)
+
+
+def spell(ids):
+    return "".join(chr(i) for i in ids)
+
+
+def question(text, answer, video_id="00000001"):
+    return Question(video_id, "Audio Counting", text, text, answer)
+
+
+def items(rows):
+    """Rows with tokens that tell which row they belong to."""
+    return [(torch.full((5, 4), i).half(), torch.full((6, 3), -i).half(), r) for i, r in rows]
+
+
+def cached(tmp_path, names):
+    """Cache folders as the feature cache writes them: clip i holds i and -i."""
+    folders = {kind: tmp_path / kind for kind in ("visual", "audio")}
+    for kind, folder in folders.items():
+        folder.mkdir()
+        for i, name in enumerate(names):
+            value = torch.full((5, 4), float(i if kind == "visual" else -i)).half()
+            save_file({"tokens": value}, folder / f"{name}.safetensors", {"media": "x"})
+    return folders
+
+
+def test_pad_is_on_the_right():
+    """Ids come first and padding after; the mask tells them apart, also for the value itself."""
+    ids, mask = pad([[5, 9, 9], [9], [7, 8]], 9)
+    assert ids.tolist() == [[5, 9, 9], [9, 9, 9], [7, 8, 9]]
+    assert mask.tolist() == [[True] * 3, [True, False, False], [True, True, False]]
+    assert ids.dtype == torch.long and mask.dtype == torch.bool
+
+
+@pytest.mark.parametrize("rows", [[[]], [[], []]])
+def test_a_batch_of_empty_texts_is_padding(rows):
+    """Texts without a token leave one column of padding, of the same kinds of numbers."""
+    ids, mask = pad(rows, 9)
+    assert ids.tolist() == [[9]] * len(rows) and not mask.any()
+    assert ids.dtype == torch.long and mask.dtype == torch.bool
+
+
+def test_captions_are_collated():
+    """Captions are padded on the right and cut at the most tokens; clips keep their order."""
+    rows = [Caption("a", "a dog"), Caption("b", "cat"), Caption("c", "x" * 30)]
+    batch = Collate(Letters(), max_tokens=10)(items(enumerate(rows)))
+    assert batch.ids.shape == batch.mask.shape == (3, 10)
+    texts = [spell(ids[mask]) for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+    assert texts == ["a dog", "cat", "x" * 10]
+    assert batch.mask.sum(1).tolist() == [5, 3, 10] and batch.mask[:, 0].all()
+    assert batch.ids[~batch.mask].eq(END).all()
+    assert batch.answer_ids is None and batch.answer_mask is None
+    assert batch.visual.shape == (3, 5, 4) and batch.audio.shape == (3, 6, 3)
+    assert batch.visual[:, 0, 0].tolist() == [0, 1, 2] and batch.rows == rows
+
+
+def test_questions_are_collated():
+    """A question stands in its prompt; its answer begins with a blank and ends in the end token."""
+    rows = [question("How many?", "more than ten"), question("Is it?", "no")]
+    batch = Collate(Letters())(items(enumerate(rows)))
+    texts = [spell(ids[mask]) for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+    assert texts == [PROMPT.format(question=row.text) for row in rows]
+    assert END not in batch.ids[batch.mask], "the prompt does not end the text"
+    assert batch.answer_mask.sum(1).tolist() == [15, 4]
+    for ids, mask, row in zip(batch.answer_ids, batch.answer_mask, rows, strict=True):
+        assert spell(ids[mask]) == f" {row.answer}{chr(END)}"
+        assert mask.tolist() == sorted(mask.tolist(), reverse=True), "padding on the right"
+    assert batch.rows == rows
+
+
+def test_batch_moves_whole():
+    """`to` moves every tensor, widens the half-precision tokens and leaves the original."""
+    batch = Collate(Letters())(items(enumerate([question("How?", "so")])))
+    moved = batch.to(torch.device("cpu"))
+    assert moved.visual.dtype == moved.audio.dtype == torch.float32
+    assert batch.visual.dtype == torch.float16 and isinstance(moved, Batch)
+    for name in ("ids", "mask", "text", "answer_ids", "answer_mask", "rows", "windows"):
+        assert getattr(moved, name) is getattr(batch, name), name
+
+
+@pytest.mark.parametrize("row", [question("How?", "so"), Caption("a", "a dog")])
+def test_batch_is_pinned_whole(monkeypatch, row):
+    """A loader that pins memory asks the batch, which pins every tensor it holds."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: ("pinned", tensor))
+    batch = Collate(Letters())(items(enumerate([row])))
+    pinned = batch.pin_memory()
+    assert isinstance(pinned, Batch) and vars(pinned).keys() == vars(batch).keys()
+    for name, value in vars(batch).items():
+        if isinstance(value, torch.Tensor):
+            assert getattr(pinned, name)[0] == "pinned" and getattr(pinned, name)[1] is value
+        else:
+            assert getattr(pinned, name) is value
+
+
+def test_equal_texts_have_equal_numbers():
+    """Captions, and questions in their prompts, get one number a text, the same anywhere."""
+    captions = ["a dog", "a cat", "a dog", "A dog", "a dog ", ""]
+    for rows in ([Caption("a", t) for t in captions], [question(t, "no") for t in captions]):
+        found = Collate(Letters())(items(enumerate(rows))).text
+        assert found.dtype == torch.long and found.ge(0).all()
+        same = found[:, None] == found
+        assert same.tolist() == [[a == b for b in captions] for a in captions]
+    cut = Collate(Letters(), max_tokens=3)(items(enumerate([Caption("a", t) for t in captions])))
+    assert len(set(cut.text.tolist())) == 5, "captions are told apart by their whole texts"
+    assert text_number("a dog") == 0xFD87F17025F0A4
+    assert len({text_number(str(i)) for i in range(10_000)}) == 10_000
+
+
+@pytest.mark.parametrize("longest", [1, 4, 9])
+def test_texts_are_padded_to_the_longest_of_the_batch(longest):
+    """Short texts make short batches: no length is fixed, neither of texts nor of answers."""
+    rows = [Caption("a", "x"), Caption("b", "x" * longest)]
+    assert Collate(Letters())(items(enumerate(rows))).ids.shape == (2, longest)
+    rows = [question("?", "x"), question("x" * longest, "x" * longest)]
+    batch = Collate(Letters())(items(enumerate(rows)))
+    wanted = len(PROMPT.format(question="x" * longest))
+    assert batch.ids.shape == batch.mask.shape == (2, wanted)
+    assert batch.answer_ids.shape == batch.answer_mask.shape == (2, 1 + longest + 1)
+
+
+@pytest.mark.parametrize("rows, batch", [(10, 3), (12, 4), (64, 64), (7, 1)])
+def test_batches_cover_each_pass(rows, batch):
+    """A pass shows no row twice and leaves out less than a batch; the short rest is dropped."""
+    a_pass = rows // batch
+    steps = shuffled_batches(rows, batch, 5 * a_pass, seed=1)
+    assert len(steps) == 5 * a_pass and all(len(step) == batch for step in steps)
+    orders = [sum(steps[i : i + a_pass], []) for i in range(0, len(steps), a_pass)]
+    for order in orders:
+        assert len(set(order)) == len(order) == a_pass * batch and set(order) <= set(range(rows))
+    if a_pass > 1:
+        assert len({tuple(order) for order in orders}) == 5, "passes are shuffled anew"
+
+
+def test_every_row_is_seen():
+    """What one pass drops is not dropped for good."""
+    assert set(sum(shuffled_batches(10, 4, 40, seed=0), [])) == set(range(10))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_fewer_rows_than_a_batch(rows):
+    """A small data set gives batches of all its rows."""
+    steps = shuffled_batches(rows, 8, 4, seed=0)
+    assert len(steps) == 4 and all(sorted(step) == list(range(rows)) for step in steps)
+
+
+def test_batches_repeat_with_their_seed():
+    """The same seed gives the same batches, however many steps follow; another does not."""
+    first = shuffled_batches(20, 4, 17, seed=3)
+    assert first == shuffled_batches(20, 4, 17, seed=3) == shuffled_batches(20, 4, 50, seed=3)[:17]
+    assert first != shuffled_batches(20, 4, 17, seed=4)
+    state = torch.random.get_rng_state()
+    shuffled_batches(20, 4, 17, seed=3)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_clips_carry_their_tokens(tmp_path, monkeypatch, memory):
+    """A row gets the tokens of its own clip, read once or as asked for, in every loader."""
+    monkeypatch.setattr(clips, "IN_MEMORY", memory)
+    names = [f"{i:08}" for i in range(4)]
+    rows = [question(f"{i}?", "yes", names[i % 4]) for i in range(10)]
+    data = ClipTokens(rows, cached(tmp_path, names))
+    assert len(data) == 10 and len(data.kept) == (4 if memory else 0)
+    collate = Collate(Letters())
+    ordered = list(in_order(data, collate, 4))
+    assert [len(batch.rows) for batch in ordered] == [4, 4, 2]
+    assert sum((batch.rows for batch in ordered), []) == rows
+    shuffled = list(training_loader(data, collate, settings(batch=4, steps=6, seed=1)))
+    assert len(shuffled) == 6 and all(len(batch.rows) == 4 for batch in shuffled)
+    wanted = [[rows[i] for i in step] for step in shuffled_batches(10, 4, 6, seed=1)]
+    assert [batch.rows for batch in shuffled] == wanted
+    for batch in ordered + shuffled:
+        clip = torch.tensor([int(row.video_id) for row in batch.rows]).half()
+        assert torch.equal(batch.visual[:, 0, 0], clip) and torch.equal(batch.audio[:, 4, 3], -clip)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_lost_cache_file_is_named(tmp_path, damage):
+    """A cache file that went missing or broke during a run is named in one line."""
+    folders = cached(tmp_path, ["a"])
+    damage(folders["audio"] / "a.safetensors")
+    with pytest.raises(OSError) as error:
+        ClipTokens([Caption("a", "text")], folders)
+    assert str(folders["audio"] / "a.safetensors") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """A data set of three clips, of 1, 3 and 2 windows, and what reads them."""
+    root = tmp_path_factory.mktemp("media")
+    for seed, seconds in enumerate([0.3, 1.3, 0.7]):
+        write_clip(root, f"{seed:08}", seconds, seed)
+    models = save_models(root / "models")
+    vivit, processor = load_vivit(models / "visual")
+    ast, extractor = load_ast(models / "audio")
+    readers = {
+        "visual": Reader(processor, vivit.config, "visual"),
+        "audio": Reader(extractor, ast.config, "audio"),
+    }
+    return root, readers
+
+
+def test_media_of_clips_with_different_numbers_of_windows(media):
+    """Without a cache a batch holds what the encoders read, and how many windows each clip has."""
+    root, readers = media
+    rows = [question(f"{i}?", "yes", f"{i:08}") for i in (2, 0, 1, 2)]
+    data = ClipMedia(rows, root, readers)
+    batches = list(in_order(data, Collate(Letters()), 3))
+    assert [batch.windows for batch in batches] == [[2, 1, 3], [2]]
+    assert [row for batch in batches for row in batch.rows] == rows
+    for batch in batches:
+        assert batch.visual.shape == (len(batch.rows), 4, 3, 32, 32)
+        assert batch.audio.shape == (sum(batch.windows), 48, 32)
+        sounds = batch.audio.split(batch.windows)
+        for row, seen, heard in zip(batch.rows, batch.visual, sounds, strict=True):
+            for kind, found in (("visual", seen[None]), ("audio", heard)):
+                assert torch.equal(found, readers[kind](readers[kind].path(root, row.video_id)))
+    shuffled = next(iter(training_loader(data, Collate(Letters()), settings(batch=2))))
+    assert len(shuffled.windows) == 2 and sum(shuffled.windows) == len(shuffled.audio)
+
+
+def test_batch_of_cached_tokens_counts_no_windows():
+    """Tokens from the cache are told from encoder inputs, which would be encoded once more."""
+    batch = Collate(Letters())(items(enumerate([Caption("a", "a dog"), Caption("b", "cat")])))
+    assert batch.windows is None
+
+
+def test_rows_of_like_length_share_a_batch():
+    """Sorting by length within stretches pads less, loses no row, and keeps passes shuffled."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(5, 60, (256,), generator=generator).tolist()
+
+    def padding(batches):
+        return sum(max(lengths[i] for i in part) - lengths[j] for part in batches for j in part)
+
+    plain = list(ShuffledBatches(256, 8, 64, seed=1))
+    sorted_ = list(ShuffledBatches(256, 8, 64, seed=1, lengths=lengths))
+    assert padding(sorted_) < padding(plain) / 3
+    for a_pass in (sorted_[:32], sorted_[32:]):
+        assert sorted(sum(a_pass, [])) == list(range(256))
+        means = [sum(lengths[i] for i in part) / 8 for part in a_pass]
+        assert means != sorted(means), "short texts do not come first"
+    assert sorted_[:32] != sorted_[32:]
+    assert sorted_ == list(ShuffledBatches(256, 8, 64, seed=1, lengths=lengths))
+
+
+def test_accumulated_batches_are_counted():
+    """A run of so many steps reads as many batches as they accumulate."""
+    rows = [Caption(f"{i}", "text") for i in range(6)]
+    data = ClipMedia(rows, Path(), {})
+    loader = training_loader(data, Collate(Letters()), settings(batch=2, steps=3, accumulate=4))
+    assert len(loader) == 12

@@ -1,0 +1,221 @@
+"""The mini world is what it says: true annotations, real media, splits that share nothing."""
+
+import json
+from collections import Counter, defaultdict
+
+import av
+import numpy as np
+import pytest
+
+from tests.helpers.disks import change, small_disk, unfinished
+from utils.data.datasets import (
+    QUESTION_TYPES,
+    parse_question,
+    read_music_avqa,
+    read_valor,
+    without_media,
+)
+from utils.mini import sounds as mini_sounds
+from utils.mini.scenes import DURATION, INSTRUMENTS, UNSEEN_PAIRS, draw_scene, has_unseen_pair
+from utils.mini.sounds import SAMPLE_RATE, performer_sound, render_sound
+from utils.mini.sprites import WIDTH, render_frames
+from utils.mini.text import caption, questions
+from utils.mini.world import music_avqa_rows, prepare, scenes, write_video
+
+
+def test_same_seed_same_clip():
+    """A clip is decided by seed, split and index alone."""
+    a, b = draw_scene(0, "train", 5), draw_scene(0, "train", 5)
+    assert a == b
+    assert np.array_equal(render_sound(a), render_sound(b))
+    assert np.array_equal(render_frames(a), render_frames(b))
+    assert draw_scene(1, "train", 5) != a
+
+
+def test_unseen_pairs_are_in_the_test_split_alone():
+    """Training and validation never show some pairs of instruments together; the test does."""
+    for split in ("train", "val"):
+        assert not any(has_unseen_pair(draw_scene(0, split, i)) for i in range(300))
+    shown = [draw_scene(0, "test", i) for i in range(300)]
+    share = np.mean([has_unseen_pair(s) for s in shown])
+    assert 0.1 < share < 0.5
+    for pair in UNSEEN_PAIRS:
+        assert any(pair <= {p.instrument for p in s.on_stage} for s in shown)
+
+
+def test_splits_and_data_sets_share_no_clip():
+    """No scene is drawn for two splits, two data sets, or for pretraining and a task."""
+    seeds = [
+        s.seed
+        for dataset in ("VALOR", "MUSIC-AVQA", "pretraining")
+        for split in ("train", "val", "test")
+        for s in scenes(dataset, split, 20, 0).values()
+    ]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_a_sprite_moves_only_while_it_sounds():
+    """A silent performer's third of the picture stands still; a sounding one's moves, and only
+    once its part has begun."""
+    seen = Counter()
+    for i in range(40):
+        scene = draw_scene(0, "train", i)
+        frames = render_frames(scene).astype(int)
+        for p in scene.on_stage:
+            third = {"left": 0, "middle": 1, "right": 2}[p.position] * WIDTH // 3
+            # The middle of the third, where no neighbour's instrument reaches.
+            part = frames[:, :, third + 16 : third + 26]
+            motion = np.abs(np.diff(part, axis=0)).sum(axis=(1, 2, 3))
+            if not p.sounding:
+                assert motion.sum() == 0
+            else:
+                assert motion.sum() > 0
+                before = int(p.start * 12) - 1
+                assert before < 1 or motion[:before].sum() == 0
+            seen[p.sounding] += 1
+    assert seen[True] > 10 and seen[False] > 5
+
+
+def test_levels_and_starts_are_heard():
+    """A part is silent before its start, and parts differ by the levels that questions ask of."""
+    scene = next(s for s in (draw_scene(0, "train", i) for i in range(50)) if len(s.sounding) == 3)
+    for p in scene.sounding:
+        sound = performer_sound(scene, p)
+        assert not sound[: int(p.start * SAMPLE_RATE)].any()
+        assert np.sqrt(np.mean(sound[int(p.start * SAMPLE_RATE) :] ** 2)) == pytest.approx(1, 0.05)
+    levels = sorted(p.level for p in scene.sounding)
+    assert np.diff(levels).min() > 3  # dB
+
+
+def test_instruments_differ_by_more_than_pitch():
+    """Mean spectra of any two instruments differ clearly, over many clips of each."""
+    spectra = defaultdict(list)
+    for i in range(120):
+        scene = draw_scene(0, "train", i)
+        for p in scene.sounding:
+            sound = performer_sound(scene, p)[-16000:]
+            power = np.abs(np.fft.rfft(sound)) ** 2
+            bands = np.log([b.mean() + 1e-9 for b in np.array_split(power[50:4000], 24)])
+            spectra[p.instrument].append(bands - bands.mean())
+    assert set(spectra) == set(INSTRUMENTS)
+    means = {k: np.mean(v, axis=0) for k, v in spectra.items()}
+    for a in INSTRUMENTS:
+        for b in INSTRUMENTS:
+            assert a == b or np.abs(means[a] - means[b]).max() > 1
+
+
+def test_captions_name_everybody_and_are_mostly_distinct():
+    """A caption names each instrument that is seen or heard, and its place."""
+    captions = []
+    for i in range(256):
+        scene = draw_scene(0, "test", i)
+        text = caption(scene, np.random.default_rng(i))
+        for p in scene.on_stage:
+            assert f"{p.position} {p.instrument.replace('_', ' ')}" in text
+        assert scene.tempo in text
+        captions.append(text)
+    assert len(set(captions)) > 240
+
+
+def test_answers_are_true():
+    """Answers to questions of each kind agree with the scene, worked out here by other means."""
+    checked = Counter()
+    for i in range(300):
+        scene = draw_scene(0, "train", i)
+        on = {p.position: p for p in scene.on_stage}
+        named = {p.instrument: p for p in scene.sounding}
+        for row in questions(scene, np.random.default_rng(i)):
+            q, v, a = row["question_content"], json.loads(row["templ_values"]), row["anser"]
+            if q == "What does the <LR> player hold?":
+                assert on[v[0]].instrument == a
+            elif q == "On which side is the <Object>?":
+                assert on[a].instrument == v[0]
+            elif q == "How many different instruments can you hear?":
+                assert ["zero", "one", "two", "three"].index(a) == len(named)
+            elif q == "Does the <Object> sound louder than the <Object>?":
+                assert (named[v[0]].level > named[v[1]].level) == (a == "yes")
+            elif q == "Where is the player that enters <FL>?":
+                starts = [p.start for p in scene.on_stage if p.sounding]
+                assert on[a].start == (min(starts) if v[0] == "first" else max(starts))
+            elif q == "On which side is the <LL> player?":
+                levels = [p.level for p in scene.on_stage if p.sounding]
+                assert on[a].level == (max(levels) if v[0] == "loudest" else min(levels))
+            elif q == "Is every sound made by somebody on the stage?":
+                assert (scene.off_stage is None) == (a == "yes")
+            elif q == "Which instrument on the stage enters <BA> the <Object>?":
+                later = named[a].start > named[v[1]].start
+                assert later == (v[0] == "after")
+            else:
+                continue
+            checked[q] += 1
+    assert len(checked) == 8 and min(checked.values()) > 20
+
+
+def test_questions_are_balanced_and_of_all_types():
+    """Within a template no answer is much more frequent than another; all nine types occur."""
+    rows = music_avqa_rows(scenes("MUSIC-AVQA", "train", 300, 0), 6)
+    parsed = [parse_question(row, "row") for row in rows]
+    assert {q.type for q in parsed} == set(QUESTION_TYPES)
+    placeholders = {t for row in rows for t in ("<Object>", "<LR>", "<LRer>", "<FL>", "<TH>",
+                    "<LL>", "<BA>") if t in row["question_content"]}  # fmt: skip
+    assert len(placeholders) == 7
+    answers = defaultdict(Counter)
+    for q in parsed:
+        answers[q.template][q.answer] += 1
+    for counts in answers.values():
+        assert max(counts.values()) <= 1.1 * min(counts.values()) + 3
+    assert any("_" in q.answer for q in parsed)
+
+
+def test_a_clip_is_h264_and_aac(tmp_path):
+    """Clips are real video files of the scene's length."""
+    write_video(tmp_path / "clip.mp4", draw_scene(0, "train", 0))
+    with av.open(str(tmp_path / "clip.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        assert container.streams.audio[0].codec_context.name == "aac"
+        assert container.duration / av.time_base == pytest.approx(DURATION, abs=0.15)
+    assert [p.name for p in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_prepare_writes_the_published_layout_and_refuses_another_world(tmp_path):
+    """Annotations and media stand where the data sets' readers look; a second call redoes
+    nothing; other sizes in the same folder are refused."""
+    for dataset, read in (("VALOR", read_valor), ("MUSIC-AVQA", read_music_avqa)):
+        root = prepare(tmp_path, dataset, (4, 2, 2), workers=1)
+        for split, count in (("train", 4), ("val", 2), ("test", 2)):
+            rows, file = read(root, split)
+            names = [row.video_id for row in rows]
+            assert not without_media(root, names) and count == len(set(names))
+            assert file.rows == len(rows)
+        before = {p: p.stat().st_mtime_ns for p in root.rglob("*.mp4")}
+        prepare(tmp_path, dataset, (4, 2, 2), workers=1)
+        assert before == {p: p.stat().st_mtime_ns for p in root.rglob("*.mp4")}
+        with pytest.raises(ValueError, match="another seed or size"):
+            prepare(tmp_path, dataset, (5, 2, 2), workers=1)
+
+
+@pytest.mark.parametrize("hz", [98.0, 440.0, 3000.0])
+def test_harmonics_are_the_sines_they_stand_for(hz):
+    """The recurrence gives each sine of a wavering pitch closely, up to the Nyquist bound."""
+    t = np.arange(8000) / mini_sounds.SAMPLE_RATE
+    phase = hz * t + 0.01 * np.sin(2 * np.pi * 5 * t)
+    found = list(mini_sounds._sines(phase, hz, 24))
+    assert len(found) == min(24, int(0.45 * mini_sounds.SAMPLE_RATE / hz))
+    for k, sine in enumerate(found, start=1):
+        np.testing.assert_allclose(sine, np.sin(2 * np.pi * k * phase), atol=1e-9)
+
+
+def test_a_full_disk_loses_no_clip(tmp_path):
+    """The video that did not fit is named and leaves nothing; the world is finished from there once
+    there is room."""
+    with small_disk(tmp_path / "disk", "200k") as disk:  # videos take some 40 KB each
+        with pytest.raises(OSError, match="No space left") as error:
+            prepare(disk, "VALOR", [4, 2, 2], workers=0)
+        videos = disk / "VALOR" / "videos"
+        assert str(error.value.filename).startswith(f"{videos}/mini-") and not unfinished(disk)
+        before = {path: path.stat().st_mtime_ns for path in videos.iterdir()}
+        assert 0 < len(before) < 8
+        change(disk, "size=16m")
+        prepare(disk, "VALOR", [4, 2, 2], workers=0)
+        after = {path: path.stat().st_mtime_ns for path in videos.iterdir()}
+        assert len(after) == 8 and before.items() <= after.items()

@@ -1,0 +1,201 @@
+"""The mini world, part 4: captions in VALOR's form and questions in MUSIC-AVQA's form.
+
+Both state facts of the scene alone. The wording is this project's own; the placeholders are the
+data set's seven kinds (`<Object>`, `<LR>`, `<LRer>`, `<FL>`, `<TH>`, `<LL>`, `<BA>`).
+"""
+
+import json
+
+import numpy as np
+
+from utils.mini.scenes import INSTRUMENTS, Performer, Scene
+
+NUMBERS = ("zero", "one", "two", "three")
+PLACE_PHRASES = {
+    "hall": ("In a hall", "Inside a hall"),
+    "park": ("In a park", "On the grass of a park"),
+    "beach": ("On a beach", "By the sea on a beach"),
+    "street": ("On a street", "Along a busy street"),
+    "cave": ("In a cave", "Inside a dark cave"),
+}
+PITCH_WORDS = {"low": "deep", "medium": "mellow", "high": "shrill"}
+
+
+def spoken(performer: Performer) -> str:
+    """A performer as a caption names it: `left acoustic guitar`, `off-stage bell`."""
+    place = "off-stage" if performer.position == "off" else performer.position
+    return f"{place} {performer.instrument.replace('_', ' ')}"
+
+
+def _listed(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """One caption: where, who stands where, who is silent, the order of entry, the loudest."""
+    place = PLACE_PHRASES[scene.place][rng.integers(2)]
+    seen = _listed([spoken(p) for p in scene.on_stage])
+    sentences = [f"{place} under a {scene.banner} banner we see a {seen}."]
+    sentences += [f"The {spoken(p)} stays silent." for p in scene.on_stage if not p.sounding]
+    heard = scene.sounding
+    if len(heard) > 1:
+        order = [f"then the {spoken(p)}" for p in heard[1:]]
+        sentences.append(f"The {spoken(heard[0])} enters first, {_listed(order)}.")
+        ranked = _by_level(heard)
+        sentences.append(f"Loudest is the {spoken(ranked[0])}, softest the {spoken(ranked[-1])}.")
+    sentences.append(f"The music is {scene.tempo} and {PITCH_WORDS[scene.pitch]}.")
+    return " ".join(sentences)
+
+
+def _by_level(performers: list[Performer]) -> list[Performer]:
+    return sorted(performers, key=lambda p: -p.level)
+
+
+def questions(scene: Scene, rng: np.random.Generator) -> list[dict]:
+    """Every question that the scene can answer, one draw of its placeholders each.
+
+    Rows have MUSIC-AVQA's `type`, `question_content`, `templ_values` and `anser` (sic). A yes/no
+    question is drawn so that both answers are as likely wherever the scene allows both.
+    """
+    rows: list[dict] = []
+    on, off, heard = scene.on_stage, scene.off_stage, scene.sounding
+    playing = [p for p in on if p.sounding]  # seen and heard
+    shown = [p.instrument for p in on]
+    sounds = [p.instrument for p in heard]
+
+    def ask(kind: tuple[str, str], content: str, values: list[str], answer: str) -> None:
+        rows.append(
+            {
+                "type": json.dumps(list(kind)),
+                "question_content": content,
+                "templ_values": json.dumps(values),
+                "anser": answer,
+            }
+        )
+
+    def pick(items):
+        return items[rng.integers(len(items))]
+
+    def yes_no(truth: bool) -> str:
+        return "yes" if truth else "no"
+
+    def pair(performers: list[Performer]) -> list[Performer]:
+        return [performers[i] for i in rng.permutation(len(performers))[:2]]
+
+    kind = ("Audio", "Counting")
+    ask(kind, "How many different instruments can you hear?", [], NUMBERS[len(heard)])
+    target = pick(sounds if rng.random() < 0.5 else sorted(set(INSTRUMENTS) - set(sounds)))
+    ask(kind, "Can you hear a <Object>?", [target], yes_no(target in sounds))
+
+    kind = ("Visual", "Counting")
+    ask(kind, "How many players are on the stage?", [], NUMBERS[len(on)])
+    target = pick(shown if rng.random() < 0.5 else sorted(set(INSTRUMENTS) - set(shown)))
+    ask(kind, "Do you see a <Object>?", [target], yes_no(target in shown))
+
+    kind = ("Visual", "Location")
+    ask(kind, "In what kind of place do they play?", [], scene.place)
+    target = pick(on)
+    ask(kind, "On which side is the <Object>?", [target.instrument], target.position)
+    target = pick(on)
+    ask(kind, "What does the <LR> player hold?", [target.position], target.instrument)
+    if len(on) > 1:
+        end, word = pick([(on[0], "leftest"), (on[-1], "rightest")])
+        ask(kind, "Name the <LRer> instrument.", [word], end.instrument)
+
+    kind = ("Audio-Visual", "Existential")
+    ask(kind, "Is every sound made by somebody on the stage?", [], yes_no(off is None))
+    silent = [p for p in on if not p.sounding]
+    target = pick(silent if silent and rng.random() < 0.6 else on)
+    ask(
+        kind,
+        "Does the <Object> on the stage make a sound?",
+        [target.instrument],
+        yes_no(target.sounding),
+    )
+
+    kind = ("Audio-Visual", "Counting")
+    ask(kind, "How many players on the stage make a sound?", [], NUMBERS[len(playing)])
+    ask(kind, "How many players never play?", [], NUMBERS[len(on) - len(playing)])
+
+    if len(heard) > 1:
+        ranked = _by_level(heard)
+        a, b = (
+            (ranked[0], pick(ranked[1:])) if rng.random() < 0.5 else (pick(ranked[1:]), ranked[0])
+        )
+        kind = ("Audio", "Comparative")
+        ask(
+            kind,
+            "Does the <Object> sound louder than the <Object>?",
+            [a.instrument, b.instrument],
+            yes_no(a.level > b.level),
+        )
+        a, b = pair(heard)
+        ask(
+            kind,
+            "Does the <Object> play for longer than the <Object>?",
+            [a.instrument, b.instrument],
+            yes_no(a.start < b.start),
+        )
+
+    if len(playing) > 1:
+        ranked, ordered = _by_level(playing), sorted(playing, key=lambda p: p.start)
+        kind = ("Audio-Visual", "Location")
+        end, word = pick([(ranked[0], "loudest"), (ranked[-1], "softest")])
+        ask(kind, "On which side is the <LL> player?", [word], end.position)
+        end, word = pick([(ordered[0], "first"), (ordered[-1], "last")])
+        side = (
+            end.position if rng.random() < 0.5 else pick([p.position for p in playing if p != end])
+        )
+        ask(
+            kind,
+            "Does the <FL> sound to enter come from the <LR>?",
+            [word, side],
+            yes_no(side == end.position),
+        )
+
+        kind = ("Audio-Visual", "Comparative")
+        a, b = (
+            (ranked[0], pick(ranked[1:])) if rng.random() < 0.5 else (pick(ranked[1:]), ranked[0])
+        )
+        ask(
+            kind,
+            "Does the <LR> player drown out the <LR> player?",
+            [a.position, b.position],
+            yes_no(a.level > b.level),
+        )
+        a, b = pair(playing)
+        ask(
+            kind,
+            "Does the <LR> player enter earlier than the <LR> player?",
+            [a.position, b.position],
+            yes_no(a.start < b.start),
+        )
+
+        kind = ("Audio-Visual", "Temporal")
+        k = rng.integers(len(ordered))
+        ask(
+            kind,
+            "Which instrument on the stage enters <TH>?",
+            [("first", "second", "third")[k]],
+            ordered[k].instrument,
+        )
+        end, word = pick([(ordered[0], "first"), (ordered[-1], "last")])
+        ask(kind, "Where is the player that enters <FL>?", [word], end.position)
+        if len(playing) == 2:
+            a, b = ordered if rng.random() < 0.5 else ordered[::-1]
+            ask(
+                kind,
+                "Which instrument on the stage enters <BA> the <Object>?",
+                ["after" if b.start > a.start else "before", a.instrument],
+                b.instrument,
+            )
+
+    if len(playing) == 2:
+        a, b = pair(playing)
+        ask(
+            ("Audio-Visual", "Location"),
+            "Which player joins the <Object> on the stage?",
+            [a.instrument],
+            b.instrument,
+        )
+    return rows

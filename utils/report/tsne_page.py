@@ -1,0 +1,121 @@
+"""One HTML page of t-SNE points to explore: hover over a point to see its clip. Works offline."""
+
+import base64
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from plotly.offline import get_plotlyjs
+
+from utils.files import write_whole
+from utils.report.plots import COLOURS, GREY, MODALITY_STYLE
+
+FRAME_SIZE = 96  # pixels; a page of a thousand clips stays below 10 MB
+NONE_NAMED, OTHER = "none named", "other"
+PALE = "#CCCCCC"
+# MUSIC-AVQA's 22 instruments and the mini world's bell.
+INSTRUMENTS = (
+    "accordion", "acoustic guitar", "bagpipe", "banjo", "bassoon", "bell", "cello", "clarinet",
+    "congas", "drum", "electric bass", "erhu", "flute", "guzheng", "piano", "pipa", "saxophone",
+    "suona", "trumpet", "tuba", "ukulele", "violin", "xylophone",
+)  # fmt: skip
+SYNONYMS = {"conga": "congas", "guitar": "acoustic guitar"}
+_WORDS = "|".join(sorted((*INSTRUMENTS, "conga"), key=len, reverse=True))
+# A guitar called electric or bass is no acoustic guitar.
+_NAMED = re.compile(rf"\b({_WORDS}|(?<!electric )(?<!bass )guitar)s?\b")
+
+
+def instrument(caption: str) -> str:
+    """The first musical instrument that a caption names, or "none named".
+
+    Instruments are whole words, one or many of them; an underscore or hyphen is a space.
+    """
+    found = _NAMED.search(re.sub(r"[\s_-]+", " ", caption.lower()))
+    return SYNONYMS.get(found[1], found[1]) if found else NONE_NAMED
+
+
+def write_page(
+    path: Path,
+    points: dict[str, dict[str, np.ndarray]],
+    captions: Sequence[str],
+    frames: Sequence[np.ndarray],
+    names: Sequence[str],
+) -> str:
+    """Write the page and return its path.
+
+    `points` holds (clips, 2) for each model's name and modality (visual, audio, text); each clip
+    has a caption, a uint8 frame (height, width, 3) and a name.
+    Raises ValueError if there is no model or no clip, or if clips or modalities do not match.
+    """
+    _check(points, captions, frames, names)
+    xy = np.concatenate([a for of_model in points.values() for a in of_model.values()])
+    low, high = xy.min(axis=0), xy.max(axis=0)
+    margin = 0.04 * (high - low).max() or 1.0
+    named = [instrument(caption) for caption in captions]
+    colours = _instrument_colours(named)
+    data = {
+        "models": [
+            {"name": name, **{m: np.round(of_model[m], 3).T.tolist() for m in MODALITY_STYLE}}
+            for name, of_model in points.items()
+        ],
+        "ranges": np.stack([low - margin, high + margin], axis=1).tolist(),
+        "colours": {
+            "modality": {m: colour for m, (colour, _) in MODALITY_STYLE.items()},
+            "instrument": colours,
+        },
+        "clips": [
+            {
+                "name": str(name),
+                "caption": caption,
+                "instrument": n,
+                "group": n if n in colours else OTHER,
+                "frame": _data_uri(frame),
+            }
+            for name, caption, n, frame in zip(names, captions, named, frames, strict=True)
+        ],
+    }
+    # Captions are anybody's text: without "<" none can end the script element, and json.dumps
+    # escapes all that is not ASCII.
+    parts = {"PLOTLY": get_plotlyjs(), "DATA": json.dumps(data).replace("<", r"\u003c")}
+    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, re.sub(r"__(PLOTLY|DATA)__", lambda match: parts[match[1]], template))
+    return str(path)
+
+
+def _check(points, captions, frames, names) -> None:
+    clips = len(captions)
+    if not clips or not points:
+        raise ValueError(f"no page of {len(points)} models and {clips} clips: one is the least")
+    if not clips == len(frames) == len(names):
+        raise ValueError(f"{clips} captions, {len(frames)} frames and {len(names)} names differ")
+    for model, of_model in points.items():
+        shapes = {modality: np.shape(xy) for modality, xy in of_model.items()}
+        if shapes != dict.fromkeys(MODALITY_STYLE, (clips, 2)):
+            raise ValueError(f"{model!r} has points {shapes}, not ({clips}, 2) of each modality")
+        if not all(np.isfinite(xy).all() for xy in of_model.values()):
+            raise ValueError(f"{model!r} has points that are not finite")
+
+
+def _instrument_colours(named: list[str]) -> dict[str, str]:
+    """The colour of each instrument shown by name, the most frequent first, then of the others."""
+    counts = Counter(sorted(n for n in named if n != NONE_NAMED))
+    kept = [name for name, _ in counts.most_common(len(COLOURS))]
+    colours = dict(zip(kept, COLOURS, strict=False))
+    if len(counts) > len(kept):
+        colours[OTHER] = GREY
+    if NONE_NAMED in named:
+        colours[NONE_NAMED] = PALE
+    return colours
+
+
+def _data_uri(frame: np.ndarray) -> str:
+    image, file = Image.fromarray(frame), io.BytesIO()
+    image.thumbnail((FRAME_SIZE, FRAME_SIZE))
+    image.save(file, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
