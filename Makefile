@@ -1,10 +1,11 @@
 # make demo: the whole system on the mini world. make figures: the sweeps, with error bars.
-# make network: many users. make test: the tests. Each installs what it needs.
+# make network: many users. make test: the tests that take seconds; make test-all: all of them.
+# Each makes .venv if it is missing and installs requirements.txt there.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo figures network test lint clean
+.PHONY: demo figures network test test-all lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python task_align.py
@@ -18,7 +19,10 @@ network: $(VENV)/ready
 	$(BIN)/python task_network.py
 
 test: $(VENV)/ready lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto -m "not slow"
+
+test-all: $(VENV)/ready lint
+	$(BIN)/python -m pytest --numprocesses auto
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -7,9 +7,27 @@ loss), compared with simpler splits, and tested by answering. After arXiv 2505.0
     python task_network.py --weight 0.1         accuracy before latency
 """
 
-PRESET = "mini"  # "mini" (embedded world, any machine) or "paper"; edit here, or say --preset
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from dataclasses import dataclass, field  # noqa: E402
+import task_avqa
+from modules.channel import Channel
+from modules.network.loss_curve import LossCurve
+from utils.checkpoints import load_parts
+from utils.config import plain, run_script, values
+from utils.data.datasets import read_music_avqa
+from utils.data.encoding import load_clips
+from utils.files import write_whole
+from utils.network import experiments, plots
+from utils.network.answers import Answers, measure_lengths
+from utils.network.study import Study, check, fit, fit_sweep
+from utils.training.identity import finished
+from utils.training.log import peak_rss_mb
+from utils.training.processes import start
+
+PRESET = "mini"  # "mini" (embedded world, any machine) or "paper"; edit here, or say --preset
 
 
 @dataclass
@@ -17,9 +35,9 @@ class Config:
     """The cell, its budgets and its devices. Values are this project's choice: the paper's
     simulation parameters are not at hand."""
 
-    preset: str = "mini"
+    preset: str = "mini"  # mini or paper
     name: str = ""  # of the run's files in checkpoint/; empty: network-PRESET
-    seed: int = 2505
+    seed: int = 2505  # of drops and noise
 
     # The cell (modules/network/cell.py)
     users: int = 8  # even: a camera and a microphone for each scene
@@ -40,9 +58,7 @@ class Config:
     deadline: float = float("inf")  # s, of encoding and uplink
 
     # Tokens and devices
-    lengths: list[int] = field(  # patch tokens that a user may send
-        default_factory=lambda: [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
-    )
+    lengths: list[int] = values(1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # patch tokens a user may send
     reference_length: int = 8  # of the fixed-length baseline
     bits: int = 8  # of an entry, for the uplink at Shannon's rate
     curve: str = "measured"  # the loss curve that lengths follow, or sweep: fitted to the csv below
@@ -56,32 +72,22 @@ class Config:
 
     # The model that answers: stage 2 over all lengths and SNRs, trained when missing
     init: str = "checkpoint/align-mini-tau0.07.pth"  # stage 1's checkpoint
-    data: str = "datasets/mini/MUSIC-AVQA"
-    mini_clips: list[int] = field(  # of the mini world, made when missing: train, val, test
-        default_factory=lambda: [1200, 96, 256]
-    )
+    data: str = "datasets/mini/MUSIC-AVQA"  # folder of the data set
+    mini_clips: list[int] = values(1200, 96, 256)  # of the mini world: train, val, test
     cache: str = "datasets/cache"  # encoder tokens, computed once; a folder, not none
     steps: int = 600  # of fine-tuning
-    snr_range: list[float] = field(  # dB, of fine-tuning
-        default_factory=lambda: [-15.0, 15.0]
-    )
+    snr_range: list[float] = values(-15.0, 15.0)  # dB, of fine-tuning
 
     # What is drawn
     drops: int = 100  # for the comparison with baselines; a fifth of it for each point of a curve
     instances: int = 100  # small networks for exhaustive search
     repeats: int = 3  # noise seeds of each measured loss
-    user_counts: list[int] = field(default_factory=lambda: [2, 4, 8, 16, 32, 64])
-    weights: list[float] = field(  # of the front
-        default_factory=lambda: [0.01, 0.05, 0.2, 0.5, 0.8, 0.97]
-    )
-    link_snr_db: list[float] = field(  # dB, at which analog and digital tokens are compared
-        default_factory=lambda: (
-            [-18.0, -15.0, -12.0, -9.0, -6.0, -3.0, 0.0, 3.0, 6.0, 9.0, 12.0] + [15.0, 18.0]
-        )
-    )
+    user_counts: list[int] = values(2, 4, 8, 16, 32, 64)  # users in the same budgets
+    weights: list[float] = values(0.01, 0.05, 0.2, 0.5, 0.8, 0.97)  # of the front
+    link_snr_db: list[float] = values(*range(-18, 19, 3))  # dB, analog against digital tokens
     link_length: int = 16  # patch tokens that are sent analog there
-    out: str = "checkpoint"
-    figures: str = "imgs"  # or none
+    out: str = "checkpoint"  # folder of checkpoints and metrics
+    figures: str = "imgs"  # folder of figures, or none
 
 
 PRESETS = {
@@ -101,146 +107,92 @@ PRESETS = {
     ),
 }
 
-LINKS = {  # bits of an entry, bits of a symbol, code rate
-    "digital: 4 bits, 16-QAM, rate 1/2": (4, 4, 1 / 2),
-    "digital: 6 bits, 16-QAM, rate 3/4": (6, 4, 3 / 4),
-    "digital: 8 bits, 64-QAM, rate 3/4": (8, 6, 3 / 4),
-}
-
 
 def main(config: Config) -> dict:
-    import json
-    import time
-    from dataclasses import replace
-    from importlib.util import find_spec
-    from pathlib import Path
-
-    import numpy as np
-
-    import task_avqa
-    from modules.channel import Channel
-    from modules.digital.link import DigitalLink
-    from utils.config import plain
-    from utils.files import write_whole
-    from utils.network import experiments, plots
-    from utils.network import study as studies
-    from utils.network.answers import load_system, loss_at, right_answers
-    from utils.network.study import Study
-    from utils.training.log import finished, peak_rss_mb
-    from utils.training.processes import start
-
     began, name = time.time(), config.name or f"network-{config.preset}"
-    stem = Path(config.figures) / name
+    stage_2 = answering_stage(config, f"{name}-avqa")
+    check(config, stage_2)
+    model, clips, tokenizer = trained_model(stage_2)
 
-    # One model for every length and SNR: stage 2, each batch at lengths and SNRs of its own.
-    stage_2 = replace(
+    # What tokens bring: validation loss at measured lengths, and a monotone curve through it.
+    points = measure_lengths(config, model, clips["val"], tokenizer)
+    curves = {"measured": fit(points)}
+    if Path(config.sweep).is_file():
+        curves["sweep"] = fit_sweep(config.sweep)
+    for kind, fitted in curves.items():
+        print(f"loss curve, {kind}: {fitted}")
+
+    # Who gets what: the joint allocation beside simpler ones, and beside the optimum.
+    print(f"allocating in {config.drops} drops", flush=True)
+    study = Study(config, stage_2, model.system.foundation.hidden, curves[config.curve])
+    few = max(2, config.drops // 5)
+    found = {
+        "vs_exhaustive": experiments.against_exhaustive(study, config.instances),
+        **experiments.against_baselines(study, config.drops),
+        **experiments.seconds_of(study, 1000),
+        "loss_curves": {kind: vars(fitted) for kind, fitted in curves.items()},
+        "loss_points": points,
+        "over_budgets": experiments.over_budgets(study, few),
+    }
+
+    # What is answered: test clips spread over the drops' scenes, each user at its own SNR; and
+    # analog beside digital tokens in as many channel uses, all users at one SNR.
+    print("answering from what was allocated", flush=True)
+    answer = Answers(model, clips["test"], tokenizer, Channel(config.channel), config.seed)
+    links, snrs = experiments.digital_links(config.channel), config.link_snr_db
+    found |= {
+        "over_users": experiments.over_users(study, answer, few),
+        "over_weights": experiments.over_weights(study, answer, few),
+        "links": experiments.over_links(study, answer, snrs, links, config.link_length),
+    }
+    return finish(config, name, began, found, curves["measured"])
+
+
+def answering_stage(config: Config, name: str) -> task_avqa.Config:
+    """One model for every length and SNR: stage 2, each batch at lengths and SNRs of its own."""
+    same = ("init", "data", "mini_clips", "cache", "steps", "out", "channel", "snr_range")
+    return replace(
         task_avqa.PRESETS[config.preset],
-        name=f"{name}-avqa",
-        **{k: getattr(config, k) for k in ("init", "data", "mini_clips", "cache", "steps", "out")},
+        name=name,
+        **{k: getattr(config, k) for k in same},
         visual_tokens=max(config.lengths),
         audio_tokens=max(config.lengths),
         token_lengths=config.lengths,
-        channel=config.channel,
-        snr_range=config.snr_range,
         question_snr_db=float("inf"),
         question_only=False,
         test_snr_db=[],
         figures="none",
         resume=True,
     )
-    studies.check(config, stage_2)
+
+
+def trained_model(stage_2: task_avqa.Config):
+    """The model, trained when it is missing, its clips at the most tokens, and the tokenizer."""
     accelerator = start(stage_2)
     if accelerator.num_processes > 1:
         raise ValueError("task_network.py runs in one process: start it with python")
     if not finished(stage_2):
         task_avqa.main(stage_2)
-    checkpoint = Path(config.out) / f"{stage_2.name}.pth"
-    system, clips = load_system(stage_2, checkpoint, Path(stage_2.data), accelerator)
+    model, processors = task_avqa.build_model(stage_2)
+    system = model.system
+    load_parts(Path(stage_2.out) / f"{stage_2.name}.pth", system.transceivers, system.lora)
+    clips = load_clips(stage_2, read_music_avqa, system, processors.readers, accelerator)
+    return model.to(accelerator.device).eval(), clips, processors.tokenizer
 
-    # What tokens bring: validation loss at measured lengths, and a monotone curve through it.
-    reference, edge, points = config.reference_length, config.curve_snr_db, []
-    pairs = [p for n in config.lengths for p in ((n, reference), (reference, n), (n, n))]
-    for visual, audio in dict.fromkeys(pairs):
-        for seed in range(config.repeats):
-            loss = loss_at(system, clips["val"], (visual, audio), edge, seed)
-            points.append({"visual": visual, "audio": audio, "seed": seed, "loss": loss})
-    curves = {"measured": studies.fit(points)}
-    if Path(config.sweep).is_file():
-        curves["sweep"] = studies.fit_sweep(config.sweep)
-    curve = curves[config.curve]
-    for kind, fitted in curves.items():
-        print(f"loss curve, {kind}: {fitted}")
 
-    # Who gets what: the joint allocation beside simpler ones, and beside the optimum.
-    print(f"allocating in {config.drops} drops", flush=True)
-    study = Study(config, stage_2, system.foundation.hidden, curve)
-    baselines = experiments.against_baselines(study, config.drops)
-    optimum = experiments.against_exhaustive(study, config.instances)
-    many = experiments.seconds_of(study, 1000)
-    few = max(2, config.drops // 5)
-    budgets = experiments.over_budgets(study, few)
-
-    # What is answered: test clips spread over the drops' scenes, each user at its own SNR.
-    ids = [row.video_id for row in clips["test"].rows]
-    clip = np.unique(ids, return_inverse=True)[1]  # of each question
-
-    def answer(lengths, snr_db, link=None):
-        """The share of each test clip's questions answered right, (clips,), from tokens sent by
-        the channel or a digital link; scenes have lengths and SNRs (scenes, 2)."""
-        system.channel = link or Channel(config.channel)
-        sent = (lengths[clip % len(lengths)].astype(int), snr_db[clip % len(lengths)])
-        right = right_answers(system, clips["test"], *sent, config.seed)
-        return np.bincount(clip, right) / np.bincount(clip)
-
-    print("answering from what was allocated", flush=True)
-    compared = ["joint", "equal split"]
-    users = experiments.over_users(study, answer, config.user_counts, compared, few)
-    front = experiments.over_weights(study, answer, config.weights, compared, few)
-
-    # Analog and digital tokens in as many channel uses, all users at one SNR.
-    links = {k: DigitalLink(*v, kind=config.channel) for k, v in LINKS.items()}
-    if not find_spec("sionna"):
-        print("no digital links: they need Sionna, pip install sionna-no-rt")
-        links = {}
-    sent = experiments.over_links(study, answer, config.link_snr_db, links, config.link_length)
-
-    figures = []
-    if config.figures != "none":
-        parts = {k: baselines["median_spent"][k] for k in (*compared, "fixed length")}
-        figures = [
-            plots.loss_points(points, curves["measured"], edge, Path(f"{stem}-curve.png")),
-            plots.budgets(budgets, Path(f"{stem}-objective.png")),
-            plots.convergence(baselines["histories"], Path(f"{stem}-convergence.png")),
-            plots.front(front, Path(f"{stem}-front.png")),
-            plots.users(users, Path(f"{stem}-users.png")),
-            plots.latency_parts(parts, Path(f"{stem}-latency.png")),
-            plots.links(sent, Path(f"{stem}-digital.png")),
-        ]
-    metrics = {
-        "task": "network",
-        "preset": config.preset,
-        "config": plain(config),
-        "seconds": time.time() - began,
-        "peak_rss_mb": peak_rss_mb(),
-        "vs_exhaustive": optimum,
-        **baselines,
-        **many,
-        "loss_curves": {k: vars(c) for k, c in curves.items()},
-        "loss_points": points,
-        "over_budgets": budgets,
-        "over_users": users,
-        "over_weights": front,
-        "links": sent,
-        "figures": figures,
-    }
-    path = Path(config.out) / f"{name}.json"
+def finish(config: Config, name: str, began: float, found: dict, curve: LossCurve) -> dict:
+    """Write network-PRESET.json, draw the figures, and print the summary."""
+    path, figures = Path(config.out) / f"{name}.json", []
+    metrics = {"task": "network", "preset": config.preset, "config": plain(config), **found}
+    metrics |= {"seconds": time.time() - began, "peak_rss_mb": peak_rss_mb(), "figures": figures}
     write_whole(path, json.dumps(metrics, indent=1) + "\n")
+    if config.figures != "none":
+        figures += plots.draw(found, curve, config.curve_snr_db, f"{config.figures}/{name}")
+        write_whole(path, json.dumps(metrics, indent=1) + "\n")
     experiments.print_summary(metrics)
     print("look at:", path, *figures, sep="\n  ")
     return metrics
 
 
 if __name__ == "__main__":
-    from utils.config import run
-
-    run(main, PRESETS, PRESET, __doc__)
+    run_script(main, PRESETS, PRESET, __doc__)

@@ -48,8 +48,8 @@ def compare_stages(folder: Path) -> dict:
             "speedup": fast["clips_per_s"] / naive["clips_per_s"],
             "encode_every_step_peak_gb": naive["peak_gb"],
             "cached_peak_gb": fast["peak_gb"],
-            "estimated_cache_bytes_per_clip": fast["estimated_cache_bytes"] / BATCH,
-            "cache_bytes_per_clip": fast["cache_bytes"] / BATCH,
+            "estimated_cache_bytes_per_clip": fast["estimated_cache_bytes_per_clip"],
+            "cache_bytes_per_clip": fast["cache_bytes_per_clip"],
         }
     return found
 
@@ -162,7 +162,7 @@ def main() -> None:
         folder = Path(temporary)
         full_size.save_encoders(folder)
         full_size.save_language_model(folder / "qwen", torch.float32, **full_size.QWEN_SMALL)
-        full_size.save_dataset(folder / "data", {"train": BATCH})
+        full_size.save_dataset(folder / "data", {"train": BATCH, "val": 1, "test": 1})
         result |= compare_stages(folder)
         result["encoding"] = compare_batches(folder)
     sizes = ("estimated_cache_bytes_per_clip", "cache_bytes_per_clip")

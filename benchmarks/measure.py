@@ -11,28 +11,27 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ASTConfig, ASTModel, Qwen2ForCausalLM, VivitConfig, VivitModel
 
 import task_align
 import task_avqa
-from benchmarks import full_size, steps
+from benchmarks import full_size
+from modules.system import Alignment, Answering, Batch, System
 from utils.data import clips
-from utils.data.clips import Batch, Collate, training_loader
+from utils.data.clips import Collate, training_loader
 from utils.data.datasets import read_music_avqa, read_valor
-from utils.data.encoding import encode_clips
+from utils.data.encoding import load_clips
 from utils.data.features import clip_bytes
-from utils.system import System, build_system
+from utils.data.models import Processors, build_system
 from utils.training.processes import start
 
 BATCH = 4  # clips of the comparison with encoding at every step
-# Each stage's annotations, its loss here, and with logits at every position.
-STAGES = {
-    "stage1": (read_valor, steps.align, steps.align),
-    "stage2": (read_music_avqa, steps.answer, steps.full_logits),
-}
+READ = {"stage1": read_valor, "stage2": read_music_avqa}  # each stage's annotations
 
 
 def device() -> torch.device:
@@ -115,39 +114,68 @@ def config_of(folder: Path, stage: str):
     )
 
 
-def ready(folder: Path, stage: str) -> tuple[System, torch.optim.Optimizer]:
-    system = build_system(config_of(folder, stage))
+def ready(folder: Path, stage: str) -> tuple[nn.Module, Processors, torch.optim.Optimizer]:
+    """A stage's model, the processors of its media and text, and the optimizer."""
+    config = config_of(folder, stage)
     if stage == "stage2":
-        system.foundation.add_lora(4, 16, 0.1, ["q_proj", "v_proj"])
-    system.to(device())
-    return system, torch.optim.AdamW(system.trainable(), lr=1e-4)
+        model, processors = task_avqa.build_model(config)
+    else:
+        system, processors = build_system(config)
+        model = Alignment(system, config)
+    return model.to(device()), processors, AdamW(model.system.trainable(), lr=1e-4)
 
 
-def take(system: System, optimizer: torch.optim.Optimizer, loss_of: Callable, batch: Batch) -> None:
+def loss_of(model: nn.Module, batch: Batch, noise: torch.Generator | None) -> Tensor:
+    """What a step goes back from."""
+    out = model(batch, noise)
+    return out[0]["loss"] if isinstance(out, tuple) else out
+
+
+def full_logits(model: Answering, batch: Batch, noise: torch.Generator | None) -> Tensor:
+    """Stage 2's loss with logits at every position of the sequence, for comparison alone."""
+    received, mask = model.receive(batch, noise, model.system.snr_db(len(batch.ids), noise))
+    foundation = model.system.foundation
+    said = foundation.embed(batch.answer_ids)
+    tokens = torch.cat([received.to(said.dtype), said], dim=1)
+    real = torch.cat([mask, batch.answer_mask], dim=1)
+    labels = torch.full(real.shape, -100, device=real.device)
+    labels[:, -batch.answer_ids.shape[1] :] = batch.answer_ids
+    labels = labels.masked_fill(~real, -100)
+    order = real.long().argsort(dim=1, descending=True, stable=True)  # padding goes to the end
+    out = foundation.language_model(
+        inputs_embeds=tokens.gather(1, order[..., None].expand_as(tokens)),
+        attention_mask=real.gather(1, order).long(),
+        labels=labels.gather(1, order),
+        use_cache=False,
+    )
+    return out.loss
+
+
+def take(model: nn.Module, optimizer: AdamW, batch: Batch, loss: Callable = loss_of) -> None:
     """One optimizer step."""
     noise = torch.Generator(device()).manual_seed(0)
-    loss_of(system, batch, noise).backward()
+    loss(model, batch, noise).backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
 def encode_every_step(folder: Path, stage: str) -> dict:
     """Each clip read and encoded by itself at every step, logits at every position."""
-    system, optimizer = ready(folder, stage)
-    read, _, loss_of = STAGES[stage]
-    root, rows = folder / "data", read(folder / "data", "train")[0]
-    collate = Collate(system.tokenizer)
+    model, processors, optimizer = ready(folder, stage)
+    loss = full_logits if stage == "stage2" else loss_of
+    root, rows = folder / "data", READ[stage](folder / "data", "train")[0]
+    collate = Collate(processors.tokenizer)
 
     def step() -> None:
         items = []
         for row in rows:
             tokens = []
-            for kind, tx in (("visual", system.img_tx), ("audio", system.audio_tx)):
-                reader = system.readers[kind]
+            for kind, tx in model.system.transmitters.items():
+                reader = processors.readers[kind]
                 inputs = reader(reader.path(root, row.video_id)).to(device())
                 tokens.append(tx.encode(inputs, [len(inputs)])[0])
             items.append((*tokens, row))
-        take(system, optimizer, loss_of, collate(items).to(device()))
+        take(model, optimizer, collate(items).to(device()), loss)
 
     return {"clips_per_s": BATCH / seconds(step, times=2)}
 
@@ -155,29 +183,22 @@ def encode_every_step(folder: Path, stage: str) -> dict:
 def cached(folder: Path, stage: str) -> dict:
     """Tokens read from files of a warm disk cache, through the scripts' loader and losses."""
     clips.IN_MEMORY = 0  # as for a data set that does not fit
-    system, optimizer = ready(folder, stage)
-    read, loss_of, _ = STAGES[stage]
-    config = replace(
-        config_of(folder, stage),
-        cache=str(folder / "cache"),
-        encode_batch=BATCH,
-        steps=10,
-        workers=0,
-    )
-    root, rows = folder / "data", read(folder / "data", "train")[0]
-    estimate = sum(clip_bytes(tx) for tx in (system.img_tx, system.audio_tx))
-    data = encode_clips(system, config, root, {"train": rows}, start(config))[0]["train"]
+    model, processors, optimizer = ready(folder, stage)
+    system, config = model.system, config_of(folder, stage)
+    config = replace(config, cache=str(folder / "cache"), encode_batch=BATCH, steps=10, workers=0)
+    estimate = sum(clip_bytes(tx) for tx in system.transmitters.values())
+    data = load_clips(config, READ[stage], system, processors.readers, start(config))["train"]
     files = [file for kind in data.folders.values() for file in kind.iterdir()]
-    collate = Collate(system.tokenizer)
+    collate = Collate(processors.tokenizer)
 
     def epoch() -> None:
         for batch in training_loader(data, collate, config):
-            take(system, optimizer, loss_of, batch.to(device()))
+            take(model, optimizer, batch.to(device()))
 
     return {
         "clips_per_s": 10 * BATCH / seconds(epoch),
-        "estimated_cache_bytes": len(rows) * estimate,
-        "cache_bytes": sum(file.stat().st_blocks * 512 for file in files),
+        "estimated_cache_bytes_per_clip": estimate,
+        "cache_bytes_per_clip": 2 * statistics.mean(f.stat().st_blocks * 512 for f in files),
     }
 
 
@@ -185,8 +206,9 @@ def encoding(folder: Path | None, batch: int, count: int) -> dict:
     """Time of `count` clips through both encoders (of the mini preset without a folder) in batches
     of `batch`, their inputs in memory."""
     config = task_align.PRESETS["mini"] if folder is None else config_of(folder, "stage1")
-    system = build_system(config).to(device())
-    visual, audio = system.readers["visual"].config, system.readers["audio"].config
+    system, processors = build_system(config)
+    system.to(device())
+    visual, audio = (processors.readers[kind].config for kind in ("visual", "audio"))
     frames = torch.randn(count, visual.num_frames, 3, visual.image_size, visual.image_size)
     sound = torch.randn(count, audio.max_length, audio.num_mel_bins)
 
@@ -230,7 +252,7 @@ def random_batch(system: System, batch: int, question: int = 20, answer: int = 3
     full = {"device": device(), "dtype": torch.bool}
     made = {
         kind: torch.randn(batch, tx.special + tx.length, tx.projection.in_features, device=device())
-        for kind, tx in (("visual", system.img_tx), ("audio", system.audio_tx))
+        for kind, tx in system.transmitters.items()
     }
     return Batch(
         **made,
@@ -243,22 +265,24 @@ def random_batch(system: System, batch: int, question: int = 20, answer: int = 3
     )
 
 
-def stage_2(size: str, tokens: int) -> tuple[System, torch.optim.Optimizer]:
-    """A system of stage 2 without encoders: `mini` as shipped, `mid` of 42 M parameters."""
+def stage_2(size: str, tokens: int) -> tuple[Answering, AdamW]:
+    """Stage 2 without encoders: `mini` as shipped, `mid` of 42 M parameters."""
     preset = "mini" if size == "mini" else "paper"
     config = replace(task_avqa.PRESETS[preset], visual_tokens=tokens, audio_tokens=tokens)
     if size == "mini":
-        system = build_system(config)
+        model, _ = task_avqa.build_model(config)
     else:
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-        model = Qwen2ForCausalLM._from_config(full_size.qwen(**full_size.QWEN_SMALL), dtype=dtype)
+        language = full_size.qwen(**full_size.QWEN_SMALL)
         with torch.device("meta"):
             vivit = VivitModel(VivitConfig(num_hidden_layers=1), add_pooling_layer=False)
             ast = ASTModel(ASTConfig(num_hidden_layers=1))
-        system = System(config, (vivit, None), (ast, None), (model, None))
-    system.release_encoders()
-    system.foundation.add_lora(4, 16, 0.1, ["q_proj", "v_proj"])
-    return system.to(device()), torch.optim.AdamW(system.trainable(), lr=1e-4)
+        encoders = {"visual": (vivit, 1), "audio": (ast, 2)}
+        language_model = Qwen2ForCausalLM._from_config(language, dtype=dtype)
+        model = Answering(System(config, encoders, language_model), config, end_id=0)
+        model.system.foundation.add_lora(4, 16, 0.1, ["q_proj", "v_proj"])
+    model.system.release_encoders()
+    return model.to(device()), AdamW(model.system.trainable(), lr=1e-4)
 
 
 def attention_flops(shape, keys: tuple, causal: bool, products: int) -> int:
@@ -292,12 +316,12 @@ ATTENTION = {
 }
 
 
-def step_flops(system: System, batch: Batch) -> int:
+def step_flops(model: Answering, batch: Batch) -> int:
     """FLOPs of the matrix products that one step needs, as they are executed: two for each product
     going forward, as many for the gradient of its input where something before it is trained, and
     for the gradient of its weight where that is trained."""
     with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
-        steps.answer(system, batch, None).backward()
+        loss_of(model, batch, None).backward()
     return counter.get_total_flops()
 
 
@@ -315,10 +339,10 @@ def groups_of(name: str) -> str:
 
 def stage_2_step(size: str, batch: int, tokens: int, split: bool = False) -> dict:
     """Time, FLOPs and rate of a stage 2 step on random tokens; with `split`, where time goes."""
-    system, optimizer = stage_2(size, tokens)
-    made = random_batch(system, batch)
-    taken = seconds(lambda: take(system, optimizer, steps.answer, made), least=4.0)
-    flops = step_flops(system, made)
+    model, optimizer = stage_2(size, tokens)
+    made = random_batch(model.system, batch)
+    taken = seconds(lambda: take(model, optimizer, made), least=4.0)
+    flops = step_flops(model, made)
     found = {"seconds": taken, "gflop": flops / 1e9, "gflops": flops / taken / 1e9}
     if split:
         activities = [ProfilerActivity.CPU]
@@ -326,7 +350,7 @@ def stage_2_step(size: str, batch: int, tokens: int, split: bool = False) -> dic
             activities.append(ProfilerActivity.CUDA)
         with profile(activities=activities) as seen:
             for _ in range(3):
-                take(system, optimizer, steps.answer, made)
+                take(model, optimizer, made)
         shares: dict[str, float] = {}
         for event in seen.key_averages():
             own = event.self_device_time_total if torch.cuda.is_available() else 0

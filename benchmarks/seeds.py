@@ -1,7 +1,8 @@
 """Both stages over several seeds, mean and spread: `python benchmarks/seeds.py`.
 
 Runs task_align.py and task_avqa.py with each seed on the same clips, several at a time, and keeps
-finished runs. Writes benchmarks/seeds.json and prints the tables of the README.
+finished runs. Writes benchmarks/seeds.json and prints the tables of
+docs/results.md.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.experiments.page import gain  # noqa: E402
+from benchmarks.experiments.page import gain, table  # noqa: E402
 from benchmarks.sweeps import fill_caches  # noqa: E402
 from task_align import PRESETS as ALIGN  # noqa: E402
 from task_avqa import PRESETS as AVQA  # noqa: E402
@@ -39,9 +40,38 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
 
 
-def cell(values: list[float]) -> str:
-    s = summary(values)
-    return f"{100 * s['mean']:.1f} ({100 * s['min']:.1f} to {100 * s['max']:.1f})"
+def cell(found: dict[str, float]) -> str:
+    """Mean (lowest to highest) in percent."""
+    return f"{100 * found['mean']:.1f} ({100 * found['min']:.1f} to {100 * found['max']:.1f})"
+
+
+def tables(found: dict) -> str:
+    """What docs/results.md shows of benchmarks/seeds.json."""
+    rows = [
+        [f"R@1 {name}", cell(found["retrieval"][f"{name.replace(' ', '_')}_r1"])]
+        for name in ("visual to text", "audio to text")
+    ]
+    rows += [
+        [f"InfoNCE {k.replace('_', ' ')}, share of log(batch)", cell(v)]
+        for k, v in found["held_out_info_nce_over_log_batch"].items()
+    ]
+    said = table(["stage 1", "%"], rows)
+
+    names = list(found["baselines"])
+    overall = [found["accuracy"], *found["baselines"].values()]
+    rows = [["overall", *map(cell, overall)]]
+    for kind, own in found["by_type"].items():
+        others = (found["baselines_by_type"][name][kind] for name in names)
+        rows.append([kind, cell(own), *map(cell, others)])
+    head = ["accuracy in %", "model", *(name.replace("_", " ") for name in names)]
+    said += "\n" + table(head, rows)
+
+    rows = [
+        [snr, cell(own), cell(found["unaligned_by_snr"][snr]), gain(found["gain_by_alignment"], i)]
+        for i, (snr, own) in enumerate(found["accuracy_by_snr"].items())
+    ]
+    head = ["test SNR (dB)", "accuracy in %", "without stage 1", "gain by it (points ± 95 %)"]
+    return said + "\n" + table(head, rows)
 
 
 def main() -> None:
@@ -52,41 +82,18 @@ def main() -> None:
     fill_caches([run.config for part in runs for run in part])
     metrics = run_all([run for part in runs for run in part], label="seeds")
     align, avqa, alone = ([metrics[run.name] for run in part] for part in zip(*runs, strict=True))
-
-    retrieval = {k: [r["retrieval"][k] for r in align] for k in align[0]["retrieval"]}
-    held_out = {
-        k: [r["held_out_loss"][k] / r["log_batch"] for r in align]
-        for k in ("visual_to_text", "audio_to_text")
-    }
-    print(f"\nstage 1, {len(seeds)} seeds, % as mean (min to max)")
-    for k in ("visual_to_text_r1", "audio_to_text_r1"):
-        print(f"| {k} | {cell(retrieval[k])} |")
-    for k, v in held_out.items():
-        print(f"| InfoNCE {k} / log(batch) | {cell(v)} |")
-
-    kinds = list(avqa[0]["accuracy"]["by_type"])
-    names = list(avqa[0]["baselines"])
-    print("\n| stage 2, accuracy in % | model | " + " | ".join(names) + " |")
-    print("|---|---|" + "---|" * len(names))
-    row = [cell([r["baselines"][n] for r in avqa]) for n in names]
-    print(
-        f"| overall | {cell([r['accuracy']['overall'] for r in avqa])} | " + " | ".join(row) + " |"
-    )
-    for kind in kinds:
-        row = [cell([r["baselines_by_type"][n][kind] for r in avqa]) for n in names]
-        own = cell([r["accuracy"]["by_type"][kind] for r in avqa])
-        print(f"| {kind} | {own} | " + " | ".join(row) + " |")
+    kinds, names = avqa[0]["accuracy"]["by_type"], avqa[0]["baselines"]
     by_snr = {s: [r["accuracy_by_snr"][s] for r in avqa] for s in avqa[0]["accuracy_by_snr"]}
     unaligned = {s: [r["accuracy_by_snr"][s] for r in alone] for s in by_snr}
-    gains = paired(list(by_snr.values()), list(unaligned.values()))
-    print("\n| test SNR (dB) | accuracy in % | unaligned | gain (points ± 95 %) |")
-    print("|---|---|---|---|")
-    for i, (snr, values) in enumerate(by_snr.items()):
-        print(f"| {snr} | {cell(values)} | {cell(unaligned[snr])} | {gain(gains, i)} |")
-    whole = {
+    found = {
         "seeds": seeds,
-        "retrieval": {k: summary(v) for k, v in retrieval.items()},
-        "held_out_info_nce_over_log_batch": {k: summary(v) for k, v in held_out.items()},
+        "retrieval": {
+            k: summary([r["retrieval"][k] for r in align]) for k in align[0]["retrieval"]
+        },
+        "held_out_info_nce_over_log_batch": {
+            k: summary([r["held_out_loss"][k] / r["log_batch"] for r in align])
+            for k in ("visual_to_text", "audio_to_text")
+        },
         "accuracy": summary([r["accuracy"]["overall"] for r in avqa]),
         "by_type": {k: summary([r["accuracy"]["by_type"][k] for r in avqa]) for k in kinds},
         "baselines": {n: summary([r["baselines"][n] for r in avqa]) for n in names},
@@ -96,9 +103,10 @@ def main() -> None:
         },
         "accuracy_by_snr": {s: summary(v) for s, v in by_snr.items()},
         "unaligned_by_snr": {s: summary(v) for s, v in unaligned.items()},
-        "gain_by_alignment": gains,
+        "gain_by_alignment": paired(list(by_snr.values()), list(unaligned.values())),
     }
-    (ROOT / "benchmarks" / "seeds.json").write_text(json.dumps(whole, indent=2) + "\n")
+    (ROOT / "benchmarks" / "seeds.json").write_text(json.dumps(found, indent=2) + "\n")
+    print(tables(found))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""The README's table of tensor shapes: `python -m benchmarks.shapes`.
+"""The table of tensor shapes in docs/shapes.md: `python -m benchmarks.shapes`.
 
 Both presets' models are built on the meta device, where a forward pass costs nothing and needs no
-weights, and a batch is led through both stages.
+weights, and a batch is led through both stages' own forward passes; hooks note what passes.
 """
 
+from collections.abc import Iterator
+
 import torch
+from torch import nn
 from transformers import (
     ASTConfig,
     ASTModel,
@@ -15,11 +18,9 @@ from transformers import (
     VivitModel,
 )
 
-from modules.channel import Channel
-from modules.foundation_model import FoundationModel
-from modules.losses import masked_mean
-from modules.token_receiver import TokenReceiver
-from modules.token_transmitter import TokenTransmitter
+import task_align
+import task_avqa
+from modules.system import Alignment, Answering, Batch, System
 
 # The published models' configurations, as far as they decide a shape. Layers are cut to one: a
 # layer changes no shape.
@@ -36,96 +37,99 @@ PAPER = {
         tie_word_embeddings=True,
     ),
 }
+QUESTION, ANSWER = 20, 3  # tokens of the longest question and answer in the batch
 
 
-def mini_configs(align) -> dict:
+def mini_configs() -> dict:
     """The shipped models' configurations."""
-    return {
-        "visual": AutoConfig.from_pretrained(align.visual_encoder),
-        "audio": AutoConfig.from_pretrained(align.audio_encoder),
-        "language": AutoConfig.from_pretrained(align.foundation_model),
+    c = task_align.PRESETS["mini"]
+    folders = {"visual": c.visual_encoder, "audio": c.audio_encoder, "language": c.foundation_model}
+    return {kind: AutoConfig.from_pretrained(folder) for kind, folder in folders.items()}
+
+
+def system_of(models: dict, config) -> System:
+    encoders = {
+        "visual": (VivitModel(models["visual"], add_pooling_layer=False), 1),
+        "audio": (ASTModel(models["audio"]), 2),
     }
+    return System(config, encoders, Qwen2ForCausalLM(models["language"]))
 
 
-def trace(
-    models: dict, align, avqa, question: int = 20, answer: int = 3
-) -> list[tuple[str, tuple]]:
+def media_batch(models: dict, config, text: int) -> Batch:
+    """A batch of encoder inputs, as in a run without a cache, and of so many text tokens."""
+    v, a, clips = models["visual"], models["audio"], config.batch
+    side = v.image_size if isinstance(v.image_size, int) else v.image_size[0]
+    ids = torch.zeros(clips, text, dtype=torch.long)
+    answer = torch.zeros(clips, ANSWER, dtype=torch.long)
+    return Batch(
+        visual=torch.empty(clips, v.num_frames, 3, side, side),
+        audio=torch.empty(clips, a.max_length, a.num_mel_bins),
+        ids=ids,
+        mask=ids == 0,
+        text=torch.zeros(clips, dtype=torch.long),
+        answer_ids=answer,
+        answer_mask=answer == 0,
+        rows=[],
+        windows=clips * [1],
+    )
+
+
+def watch(module: nn.Module, name: str, seen: dict, reads: str = "", says: str = "") -> None:
+    """Note the shapes that a module reads and gives, under names that begin with `name`."""
+
+    def note(_module, args, kwargs, out):
+        read = args[0] if args else kwargs["inputs_embeds"]
+        out = getattr(out, "last_hidden_state", out)
+        for what, tensor in ((reads, read), (says, out)):
+            if what:
+                seen[f"{name} · {what}"] = tuple(tensor.shape)
+
+    module.register_forward_hook(note, with_kwargs=True)
+
+
+def watch_system(system: System, stage: str, seen: dict, text: str) -> None:
+    watch(system.img_tx.encoder, stage, seen, "frames", "ViViT tokens")
+    watch(system.audio_tx.encoder, stage, seen, "spectrogram", "AST tokens")
+    for kind, tx, receiver in (
+        ("visual", system.img_tx, system.img_receiver),
+        ("audio", system.audio_tx, system.audio_receiver),
+    ):
+        compressed = f"{kind} tokens, compressed (cached)"
+        watch(tx, stage, seen, compressed, f"{kind} tokens, projected and sent")
+        watch(receiver, stage, seen, says=f"{kind} tokens, received")
+    watch(system.text_receiver, stage, seen, says=text)
+
+
+def trace(models: dict, align, avqa) -> Iterator[tuple[str, tuple]]:
     """(what, shape) at every step of both stages, for one batch of each.
 
     Args:
         models: transformers configurations under `visual`, `audio` and `language`.
         align, avqa: the two stages' hyperparameters.
-        question, answer: tokens of the longest question and answer in the batch.
     """
+    seen: dict[str, tuple] = {}
     with torch.device("meta"):
-        vivit = VivitModel(models["visual"], add_pooling_layer=False)
-        ast = ASTModel(models["audio"])
-        foundation = FoundationModel(Qwen2ForCausalLM(models["language"]))
-        hidden = foundation.hidden
-        how = (align.compression,)
-        img_tx = TokenTransmitter(vivit, 1, hidden, align.visual_tokens, *how)
-        audio_tx = TokenTransmitter(ast, 2, hidden, align.audio_tokens, *how)
-        receiver = TokenReceiver(hidden, align.receiver_width)
-        channel = Channel("none")
-        v, a = models["visual"], models["audio"]
-        side = v.image_size if isinstance(v.image_size, int) else v.image_size[0]
+        aligning = Alignment(system_of(models, align), align)
+        watch_system(aligning.system, "1", seen, "caption, received (longest)")
+        _, features = aligning(media_batch(models, align, align.caption_tokens), None)
+        for kind, feature in features.items():
+            seen[f"1 · {kind} feature"] = tuple(feature.shape)
 
-        def media(batch: int, prefix: str) -> tuple[list, torch.Tensor, torch.Tensor]:
-            frames = torch.empty(batch, v.num_frames, 3, side, side)
-            sound = torch.empty(batch, a.max_length, a.num_mel_bins)
-            seen, heard = img_tx.encode(frames).clone(), audio_tx.encode(sound).clone()
-            rows = [
-                ("frames", frames),
-                ("ViViT tokens", vivit(frames).last_hidden_state),
-                ("visual tokens, compressed (cached)", seen),
-                ("visual tokens, projected and sent", img_tx(seen)),
-                ("spectrogram", sound),
-                ("AST tokens", ast(sound).last_hidden_state),
-                ("audio tokens, compressed (cached)", heard),
-                ("audio tokens, projected and sent", audio_tx(heard)),
-            ]
-            visual = receiver(channel(img_tx(seen), 10))
-            audio = receiver(channel(audio_tx(heard), 10))
-            return [(f"{prefix}{k}", t) for k, t in rows], visual, audio
-
-        rows, visual, audio = media(align.batch, "1 · ")
-        ids = torch.empty(align.batch, align.caption_tokens, dtype=torch.long)
-        text = receiver(channel(foundation.embed(ids), 10))
-        rows += [
-            ("1 · visual tokens, received", visual),
-            ("1 · audio tokens, received", audio),
-            ("1 · caption, received (longest)", text),
-            ("1 · visual feature", img_tx.features(visual)),
-            ("1 · audio feature", audio_tx.features(audio)),
-            ("1 · text feature", masked_mean(text, ids.bool())),
-            ("1 · similarities", text[:, 0] @ text[:, 0].T),
-        ]
-        _, visual, audio = media(avqa.batch, "")
-        both = torch.cat([visual, audio], dim=1)
-        asked = foundation.embed(torch.empty(avqa.batch, question, dtype=torch.long))
-        said = foundation.embed(torch.empty(avqa.batch, answer, dtype=torch.long))
-        sequence = torch.cat([both, asked, said], dim=1)
-        states = foundation.hidden_states(sequence)[:, -answer - 1 : -1]
-        rows += [
-            ("2 · media tokens, received", both),
-            (f"2 · question, received ({question} tokens)", asked),
-            (f"2 · whole sequence (answer of {answer} tokens)", sequence),
-            ("2 · states that predict the answer", states),
-            ("2 · logits", foundation.language_model.lm_head(states.flatten(0, 1))),
-        ]
-    return [(name, tuple(tensor.shape)) for name, tensor in rows]
+        answering = Answering(system_of(models, avqa), avqa, end_id=0)
+        foundation = answering.system.foundation
+        watch_system(answering.system, "2", seen, f"question, received ({QUESTION} tokens)")
+        watch(foundation.decoder, "2", seen, f"whole sequence (answer of {ANSWER} tokens)")
+        head = foundation.language_model.get_output_embeddings()
+        watch(head, "2", seen, "states that predict the answer", "logits")
+        answering(media_batch(models, avqa, QUESTION), None)
+    yield from seen.items()
 
 
 def table() -> str:
     """The table in Markdown, a column a preset."""
-    import task_align
-    import task_avqa
-
     columns = []
-    for preset in ("mini", "paper"):
-        align, avqa = task_align.PRESETS[preset], task_avqa.PRESETS[preset]
-        models = PAPER if preset == "paper" else mini_configs(align)
-        columns.append(trace(models, align, avqa))
+    for preset, models in (("mini", mini_configs()), ("paper", PAPER)):
+        columns.append(trace(models, task_align.PRESETS[preset], task_avqa.PRESETS[preset]))
     lines = ["| stage · tensor | mini | paper |", "|---|---|---|"]
     for (name, mini), (_, paper) in zip(*columns, strict=True):
         lines.append(f"| {name} | {mini} | {paper} |")

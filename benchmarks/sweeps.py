@@ -10,25 +10,41 @@ interrupted sweep goes on where it stopped. Leaves the runs in checkpoint/sweeps
 in imgs/results.json, figures beside it, and the page imgs/README.md that shows them.
 """
 
-PRESET = "mini"  # "mini" (embedded world, any machine) or "paper"; edit here, or say --preset
-
-import os  # noqa: E402
-import sys  # noqa: E402
-from dataclasses import dataclass, field, replace  # noqa: E402
-from pathlib import Path  # noqa: E402
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import task_align  # noqa: E402
+import task_avqa  # noqa: E402
+from benchmarks.experiments import EXPERIMENTS  # noqa: E402
+from benchmarks.experiments.page import write_page  # noqa: E402
+from benchmarks.experiments.plan import Plan  # noqa: E402
+from modules.channel import CHANNELS, TrainingSNR  # noqa: E402
+from modules.token_compression import COMPRESSIONS  # noqa: E402
+from utils.config import plain, run_script, values  # noqa: E402
+from utils.data.datasets import read_music_avqa, read_valor  # noqa: E402
+from utils.data.encoding import load_clips  # noqa: E402
+from utils.data.models import build_system  # noqa: E402
+from utils.files import check_writable, write_whole  # noqa: E402
+from utils.runs import jobs_at_a_time, run_all, unique  # noqa: E402
+from utils.training.identity import PLACES, finished, same_run  # noqa: E402
+from utils.training.processes import start  # noqa: E402
+
+PRESET = "mini"  # "mini" (embedded world, any machine) or "paper"; edit here, or say --preset
 
 
 @dataclass
 class Config:
     """What is swept in the mini preset, where fine-tuning is shorter than task_avqa.py's."""
 
-    preset: str = "mini"
-    only: list[str] = field(  # experiments
-        default_factory=lambda: ["temperatures", "snr", "lengths", "ablations"]
-    )
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])  # of weights, batches and noise
+    preset: str = "mini"  # mini or paper
+    only: list[str] = values("temperatures", "snr", "lengths", "ablations")  # experiments
+    seeds: list[int] = values(1, 2, 3)  # of weights, batches and noise
     jobs: int = 0  # runs at a time; 0: one a core, or one on an accelerator
 
     align_steps: int = 300  # paper preset: 500
@@ -37,25 +53,21 @@ class Config:
     validations: int = 8  # on the way, in the temperature sweep
 
     # What is swept
-    temperatures: list[float] = field(default_factory=lambda: [0.03, 0.07, 0.13])
+    temperatures: list[float] = values(0.03, 0.07, 0.13)  # tau of InfoNCE
     temperature: float = 0.07  # of the other experiments
-    channels: list[str] = field(default_factory=lambda: ["awgn", "rayleigh"])
-    snr_db: list[float] = field(  # dB, tested
-        default_factory=lambda: [-12.0, -6.0, 0.0, 6.0, 12.0, 18.0]
-    )
-    snr_range: list[float] = field(default_factory=lambda: [-12.0, 18.0])  # dB, trained over
-    lengths: list[int] = field(default_factory=lambda: [2, 4, 8, 16, 32])  # of either modality
-    compressions: list[str] = field(default_factory=lambda: ["sliding_window", "uniform"])
+    channels: list[str] = values("awgn", "rayleigh")  # of the SNR sweep
+    snr_db: list[float] = values(-12.0, -6.0, 0.0, 6.0, 12.0, 18.0)  # dB, tested
+    snr_range: list[float] = values(-12.0, 18.0)  # dB, trained over
+    lengths: list[int] = values(2, 4, 8, 16, 32)  # of either modality
+    compressions: list[str] = values("sliding_window", "uniform")  # of the length sweep
 
     # Folders
     data: str = "datasets/mini"  # holds VALOR and MUSIC-AVQA
-    align_clips: list[int] = field(  # of the mini world: train, val, test
-        default_factory=lambda: [1600, 128, 160]
-    )
-    avqa_clips: list[int] = field(default_factory=lambda: [1200, 96, 256])
-    cache: str = "datasets/cache"
-    out: str = "checkpoint"
-    figures: str = "imgs"
+    align_clips: list[int] = values(1600, 128, 160)  # of the mini world: train, val, test
+    avqa_clips: list[int] = values(1200, 96, 256)  # of the mini world: train, val, test
+    cache: str = "datasets/cache"  # encoder tokens, computed once
+    out: str = "checkpoint"  # folder of the runs
+    figures: str = "imgs"  # folder of figures and numbers
 
 
 PRESETS = {
@@ -72,23 +84,10 @@ PRESETS = {
 }
 
 
-def main(config: Config, align=None) -> dict:
-    """Run the experiments, draw their figures, and write the results, which it returns.
-
-    `align` holds stage 1's hyperparameters in place of task_align.py's preset.
-    """
-    import json
-    import time
-
-    from benchmarks.experiments import EXPERIMENTS
-    from benchmarks.experiments.page import write_page
-    from benchmarks.experiments.plan import Plan
-    from utils.files import check_writable, write_whole
-    from utils.runs import jobs_at_a_time, run_all, unique
-    from utils.training.log import finished
-
-    check(config, list(EXPERIMENTS))
-    plan = Plan(config, *stages(config, align))
+def main(config: Config) -> dict:
+    """Run the experiments, draw their figures, and write the results, which it returns."""
+    check(config)
+    plan = Plan(config, *stages(config))
     figures = Path(config.figures)
     results = earlier_results(figures / "results.json", plan)
     check_writable(figures, "--figures")
@@ -101,7 +100,7 @@ def main(config: Config, align=None) -> dict:
         results |= EXPERIMENTS[name].results(plan, metrics)
         for figure in EXPERIMENTS[name].draw(plan, metrics, results, figures):
             print(figure)
-        cost = {"command": command(name, plan, align), "runs": len(part), "ran": ran}
+        cost = {"command": command(name, config), "runs": len(part), "ran": ran}
         cost |= {"minutes": (time.time() - began) / 60, "jobs": jobs_at_a_time(config.jobs)}
         if ran or name not in results["cost"]:  # else it stands as it was measured
             results["cost"][name] = cost
@@ -112,53 +111,22 @@ def main(config: Config, align=None) -> dict:
     return results
 
 
-def temperatures(align) -> dict:
-    """The temperature sweep alone, with the hyperparameters that task_align.py was given."""
-    preset, taus = PRESETS[align.preset], align.temperatures
-    if align.figures == "none" or align.name:
-        raise ValueError("--temperatures draws figures and names runs: no --figures none or --name")
-    print(f"seeds {', '.join(map(str, preset.seeds))}; more by benchmarks/sweeps.py --seeds")
-    config = replace(
-        preset,
-        only=["temperatures"],
-        temperatures=taus,
-        temperature=align.temperature if align.temperature in taus else taus[0],
-        align_steps=align.steps,
-        data=str(Path(align.data).parent),
-        cache=align.cache,
-        out=align.out,
-        figures=preset.figures if align.figures == "imgs" else align.figures,
-    )
-    return main(config, align)
-
-
-def command(experiment: str, plan, align) -> str:
+def command(experiment: str, config: Config) -> str:
     """The command that makes an experiment as it was made: what differs from the preset."""
-    import task_align
-    from utils.config import plain
-    from utils.training.log import PLACES
-
-    given, preset = plan.config, PRESETS[plan.config.preset]
     words = ["python benchmarks/sweeps.py", "--only", experiment]
-    if align is not None:
-        given, preset = align, task_align.PRESETS[align.preset]
-        words = ["python task_align.py"]
-    elif experiment == "temperatures" and given == replace(preset, only=given.only):
-        words = ["python task_align.py", "--temperatures", *map(str, given.temperatures)]
-    if given.preset != "mini":
-        words += ["--preset", given.preset]
-    for name, value in plain(given).items():
-        if value != plain(preset)[name] and name not in (*PLACES, "only", "jobs", "data"):
+    if config.preset != "mini":
+        words += ["--preset", config.preset]
+    preset = plain(PRESETS[config.preset])
+    for name, value in plain(config).items():
+        if value != preset[name] and name not in (*PLACES, "only", "jobs", "data"):
             words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     return " ".join(words)
 
 
-def check(config: Config, experiments: list[str]) -> None:
+def check(config: Config) -> None:
     """ValueError, in one line, for what would fail after hours."""
-    from modules.channel import Channel, TrainingSNR
-    from modules.token_compression import COMPRESSIONS
-
-    for flag, known in (("only", experiments), ("compressions", list(COMPRESSIONS))):
+    names = {"only": EXPERIMENTS, "compressions": COMPRESSIONS, "channels": CHANNELS}
+    for flag, known in names.items():
         for name in getattr(config, flag):
             if name not in known:
                 raise ValueError(f"--{flag} {name}: unknown, choose from {', '.join(known)}")
@@ -176,21 +144,20 @@ def check(config: Config, experiments: list[str]) -> None:
         )
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("sweeps start their own processes (--jobs): run them without a launcher")
-    for kind in config.channels:
-        Channel(kind)
     TrainingSNR(0.0, config.snr_range)
 
 
-def stages(config: Config, align=None) -> tuple:
+def stages(config: Config) -> tuple[task_align.Config, task_avqa.Config]:
     """Both stages' hyperparameters, from which runs differ in what is swept."""
-    import task_align
-    import task_avqa
-
     root = Path(config.data)
     places = {"cache": config.cache, "out": config.out, "figures": "none"}
-    own = {"data": str(root / "VALOR"), "mini_clips": config.align_clips}
-    align = align or replace(task_align.PRESETS[config.preset], steps=config.align_steps, **own)
-    align = replace(align, temperatures=[], **places)
+    align = replace(
+        task_align.PRESETS[config.preset],
+        data=str(root / "VALOR"),
+        mini_clips=config.align_clips,
+        steps=config.align_steps,
+        **places,
+    )
     avqa = replace(
         task_avqa.PRESETS[config.preset],
         data=str(root / "MUSIC-AVQA"),
@@ -202,34 +169,20 @@ def stages(config: Config, align=None) -> tuple:
         question_only=False,
         **places,
     )
-    same = ("visual_encoder", "audio_encoder", "foundation_model", "receiver_width", "dtype")
-    same += ("compression", "visual_tokens", "audio_tokens", "channel", "workers", "encode_batch")
-    return align, replace(avqa, **{k: getattr(align, k) for k in same})
+    return align, avqa
 
 
 def fill_caches(configs: list) -> None:
     """Encode every clip once, for all compressions and lengths that the runs ask for."""
-    from utils.data.datasets import read_music_avqa, read_splits, read_valor
-    from utils.data.encoding import encode_clips
-    from utils.mini.world import prepare_mini
-    from utils.system import build_system
-    from utils.training.processes import start
-
     for data in dict.fromkeys(c.data for c in configs):
         asked = [c for c in configs if c.data == data]
-        config, root = asked[0], Path(data)
+        config = asked[0]
         accelerator = start(config)
-        prepare_mini(config, accelerator)
-        read = read_valor if hasattr(config, "caption_tokens") else read_music_avqa
+        read = read_valor if isinstance(config, task_align.Config) else read_music_avqa
         ways = [(c.visual_tokens, c.audio_tokens, c.compression) for c in asked]
-        encode_clips(
-            build_system(config),
-            config,
-            root,
-            read_splits(read, root)[0],
-            accelerator,
-            also=list(dict.fromkeys(ways)),
-        )
+        system, processors = build_system(config)
+        also = list(dict.fromkeys(ways))
+        load_clips(config, read, system, processors.readers, accelerator, also)
 
 
 def earlier_results(path: Path, plan) -> dict:
@@ -238,17 +191,11 @@ def earlier_results(path: Path, plan) -> dict:
     Raises:
         ValueError: where others stand, of which a part alone would be replaced.
     """
-    import json
-
-    from utils.config import plain
-    from utils.training.log import PLACES
-
     config = plan.config
     about = {k: getattr(config, k) for k in ("preset", "seeds", "align_steps", "steps", "batch")}
     about |= {"temperature": config.temperature, "align_snr_db": plan.align_config.snr_db}
     for name, stage in (("align", plan.align_config), ("avqa", plan.avqa_config)):
-        fields = {k: v for k, v in plain(stage).items() if k not in PLACES}
-        about[name] = fields | {"data": Path(stage.data).name, "temperature": None}
+        about[name] = same_run(plain(stage)) | {"data": Path(stage.data).name, "temperature": None}
     try:
         found = json.loads(path.read_text())
         same = all(found[k] == v for k, v in about.items())
@@ -266,6 +213,4 @@ def earlier_results(path: Path, plan) -> dict:
 
 
 if __name__ == "__main__":
-    from utils.config import run
-
-    run(main, PRESETS, PRESET, __doc__)
+    run_script(main, PRESETS, PRESET, __doc__)

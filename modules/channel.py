@@ -10,11 +10,38 @@ for each clip by itself and over its real tokens alone: padding is not sent.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-KINDS = ("awgn", "rayleigh", "rician", "none")
+# Draws circular complex Gaussian numbers of unit power, one a clip.
+Draw = Callable[[], Tensor]
+
+
+def awgn(draw: Draw, rician_k: float) -> float:
+    """No fading: h = 1."""
+    return 1.0
+
+
+def rayleigh(draw: Draw, rician_k: float) -> Tensor:
+    """Many scattered paths alone."""
+    return draw()
+
+
+def rician(draw: Draw, rician_k: float) -> Tensor:
+    """A path in the line of sight, of `rician_k` times the power of the scattered ones."""
+    return (rician_k / (rician_k + 1)) ** 0.5 + (1 / (rician_k + 1)) ** 0.5 * draw()
+
+
+# The gain h of each clip, by the channel's name. A channel of one's own is one more entry: a
+# function of `draw` and `rician_k` with E|h|^2 = 1. Through `none` tokens arrive as they were sent.
+CHANNELS: dict[str, Callable[[Draw, float], Tensor | float] | None] = {
+    "awgn": awgn,
+    "rayleigh": rayleigh,
+    "rician": rician,
+    "none": None,
+}
 
 
 class TrainingSNR:
@@ -43,14 +70,17 @@ class Channel(nn.Module):
     """Sends tokens at a given SNR; holds no weights.
 
     Args:
-        kind: `awgn`, `rayleigh` or `rician` block fading, or `none` (tokens arrive as sent).
+        kind: a name in `CHANNELS`.
         rician_k: power of the line-of-sight path over the scattered ones (linear), for `rician`.
+
+    Raises:
+        ValueError: for an unknown kind.
     """
 
     def __init__(self, kind: str = "awgn", rician_k: float = 4.0):
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"channel {kind!r}: unknown, choose from {', '.join(KINDS)}")
+        if kind not in CHANNELS:
+            raise ValueError(f"channel {kind!r}: unknown, choose from {', '.join(CHANNELS)}")
         self.kind, self.rician_k = kind, rician_k
 
     def forward(
@@ -87,21 +117,18 @@ class Channel(nn.Module):
         # Two roots, and not of 0, so that gradients stay finite at +inf dB and in empty clips.
         amplitude = power.clamp(min=1e-30).sqrt() / snr.sqrt()
         noise = amplitude * self._gaussian(symbols, generator)
-        if self.kind == "awgn":
+        h = self._gain(symbols[:, :1, :1], generator)  # 1, or (batch, 1, 1)
+        if isinstance(h, float):
             received = symbols + noise
         else:
-            h = self._fading(symbols[:, :1, :1], generator)  # (batch, 1, 1)
             equaliser = h.conj() / (h.abs().square() + 1 / snr)
             received = equaliser * (h * symbols + noise)
         received = torch.view_as_real(received).reshape(batch, length, hidden).to(tokens.dtype)
         return received if mask is None else received * mask[..., None]
 
-    def _fading(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
-        scattered = self._gaussian(like, generator)
-        if self.kind == "rayleigh":
-            return scattered
-        k = self.rician_k
-        return (k / (k + 1)) ** 0.5 + (1 / (k + 1)) ** 0.5 * scattered
+    def _gain(self, like: Tensor, generator: torch.Generator | None) -> Tensor | float:
+        """h of each clip, of the shape of `like`."""
+        return CHANNELS[self.kind](lambda: self._gaussian(like, generator), self.rician_k)
 
     @staticmethod
     def _gaussian(like: Tensor, generator: torch.Generator | None) -> Tensor:

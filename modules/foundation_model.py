@@ -38,11 +38,10 @@ class FoundationModel(nn.Module):
         """Token ids (batch, tokens) to embeddings (batch, tokens, hidden)."""
         return self.language_model.get_input_embeddings()(ids)
 
-    def embedding_rms(self) -> float:
-        """Root mean square of an embedding entry, about 1e-2 in Qwen2.5."""
-        return (
-            self.language_model.get_input_embeddings().weight.float().square().mean().sqrt().item()
-        )
+    def embedding_rms(self) -> Tensor:
+        """Root mean square of an embedding entry, about 1e-2 in Qwen2.5, a number."""
+        weight = self.language_model.get_input_embeddings().weight
+        return weight.float().square().mean().sqrt()
 
     @property
     def decoder(self) -> nn.Module:
@@ -73,38 +72,29 @@ class FoundationModel(nn.Module):
         ).last_hidden_state
 
     def answer_loss(
-        self,
-        media: Tensor,
-        question: Tensor,
-        question_mask: Tensor,
-        answer_ids: Tensor,
-        answer_mask: Tensor,
+        self, received: Tensor, mask: Tensor, answer_ids: Tensor, answer_mask: Tensor
     ) -> Tensor:
         """Cross-entropy of the answers and their end-of-text tokens, in nats a token, over the
         batch of all processes.
 
         Args:
-            media: (batch, media tokens, hidden), the received visual and audio tokens.
-            question: (batch, question tokens, hidden), the received question, padded on the right.
-            question_mask: (batch, question tokens), True at real tokens.
+            received: (batch, tokens, hidden), the received visual, audio and question tokens.
+            mask: (batch, tokens), True at real tokens; padding may stand anywhere.
             answer_ids: (batch, answer tokens), the end-of-text token last, padded on the right.
             answer_mask: (batch, answer tokens), True at real tokens.
 
         Logits are computed at the answers' positions and nowhere else.
         """
         answer = self.embed(answer_ids)  # in the dtype that the model reads
-        tokens = torch.cat([media.to(answer.dtype), question.to(answer.dtype), answer], dim=1)
-        batch, n_media = media.shape[:2]
-        real = torch.cat(
-            [question_mask.new_ones(batch, n_media), question_mask, answer_mask], dim=1
-        )
+        tokens = torch.cat([received.to(answer.dtype), answer], dim=1)
         # Move the padding to the end: under causal attention no real token then sees it, and no
         # attention mask is needed.
+        real = torch.cat([mask, answer_mask], dim=1)
         order = real.long().argsort(dim=1, descending=True, stable=True)
         tokens = tokens.gather(1, order[..., None].expand_as(tokens))
         states = self.hidden_states(tokens)  # (batch, tokens, hidden)
-        # Answer token k stands at media + question + k and is predicted one position earlier.
-        first = n_media + question_mask.sum(dim=1, keepdim=True) - 1
+        # Answer token k stands at (received tokens) + k and is predicted one position earlier.
+        first = mask.sum(dim=1, keepdim=True) - 1
         position = first + torch.arange(answer_ids.shape[1], device=first.device)
         position = position.clamp(max=tokens.shape[1] - 1)
         states = states.gather(1, position[..., None].expand(-1, -1, states.shape[-1]))
@@ -118,26 +108,19 @@ class FoundationModel(nn.Module):
 
     @torch.inference_mode()
     def generate(
-        self,
-        media: Tensor,
-        question: Tensor,
-        question_mask: Tensor,
-        end_id: int,
-        max_new_tokens: int = 8,
+        self, received: Tensor, mask: Tensor, end_id: int, max_new_tokens: int = 8
     ) -> Tensor:
         """Answer ids by greedy decoding over the whole vocabulary, (batch, new tokens).
 
         Arguments as in `answer_loss`; rows that ended early are filled with `end_id`. Uses the
         key-value cache; a row's answer does not depend on the rows beside it.
         """
-        tokens = torch.cat([media, question], dim=1).to(self.language_model.dtype)
-        real = torch.cat([question_mask.new_ones(media.shape[:2]), question_mask], dim=1)
         # Padding goes to the front here, so that every row's next token comes last.
-        order = real.long().argsort(dim=1, stable=True)
-        tokens = tokens.gather(1, order[..., None].expand_as(tokens))
+        order = mask.long().argsort(dim=1, stable=True)
+        tokens = received.to(self.language_model.dtype)
         return self.language_model.generate(
-            inputs_embeds=tokens,
-            attention_mask=real.gather(1, order).long(),
+            inputs_embeds=tokens.gather(1, order[..., None].expand_as(tokens)),
+            attention_mask=mask.gather(1, order).long(),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,

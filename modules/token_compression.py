@@ -5,6 +5,9 @@ compressing after it would, at a fraction of the cost.
 Source: arXiv 2505.07841, sliding-window pooling.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +36,7 @@ def uniform(patches: Tensor, length: int) -> Tensor:
     return patches[:, middles]
 
 
+# (batch, tokens, width), length -> (batch, min(length, tokens), width), by the compression's name.
 COMPRESSIONS = {"sliding_window": sliding_window, "uniform": uniform}
 
 
@@ -59,3 +63,28 @@ def compress(tokens: Tensor, length: int, special: int, how: str = "sliding_wind
         raise ValueError(f"{tokens.shape[1]} tokens: none besides the {special} special ones")
     pooled = COMPRESSIONS[how](tokens[:, special:], length)
     return torch.cat([tokens[:, :special], pooled], dim=1)
+
+
+def compress_each(
+    tokens: Tensor, lengths: Sequence[int], special: int, how: str = "sliding_window"
+) -> tuple[Tensor, Tensor]:
+    """Compress the patch tokens of each clip to a length of its own.
+
+    Args:
+        tokens: (batch, special + patches, width).
+        lengths: patch tokens of each clip, (batch,), no more than there are.
+        special, how: as for `compress`.
+
+    Returns:
+        (batch, special + longest, width), padded with zeros on the right, and the mask of the
+        real tokens (batch, special + longest).
+    """
+    lengths = np.asarray(lengths)
+    sent = tokens.new_zeros(len(tokens), special + int(lengths.max()), tokens.shape[2])
+    mask = torch.zeros(sent.shape[:2], dtype=torch.bool, device=tokens.device)
+    for length in np.unique(lengths):
+        clips = np.flatnonzero(lengths == length)
+        short = compress(tokens[clips], int(length), special, how)
+        sent[clips, : short.shape[1]] = short
+        mask[clips, : short.shape[1]] = True
+    return sent, mask

@@ -15,7 +15,7 @@ class TokenReceiver(nn.Sequential):
             a token of size 1 would drown what the first layers add to it.
     """
 
-    def __init__(self, hidden: int, width: int = 1024, scale: float | None = None):
+    def __init__(self, hidden: int, width: int = 1024, scale: Tensor | float | None = None):
         super().__init__(nn.Linear(hidden, width), nn.ReLU(), nn.Linear(width, hidden))
         if scale is not None:
             with torch.no_grad():
@@ -26,3 +26,7 @@ class TokenReceiver(nn.Sequential):
     def forward(self, received: Tensor) -> Tensor:
         """(batch, tokens, hidden) to the same shape."""
         return super().forward(received)
+
+
+# (hidden, width, scale) -> a module, by the receiver's name.
+RECEIVERS = {"mlp": TokenReceiver}

@@ -19,7 +19,7 @@ class TokenTransmitter(nn.Module):
         special: its special tokens: 1 for ViViT (class), 2 for AST (class, distillation).
         hidden: width of the language model's embeddings.
         length: patch tokens after compression.
-        compression: `sliding_window` or `uniform`.
+        compression: a name in `COMPRESSIONS`.
     """
 
     def __init__(

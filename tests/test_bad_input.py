@@ -4,29 +4,25 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 import task_align
-import task_avqa
 from benchmarks.full_size import caption_row, question_row
 from tests.helpers import bad_media
 from tests.helpers.bad_media import BAD_MEDIA
-from tests.helpers.tiny import save_models
+from tests.helpers.scripts import ROOT, apart, here, refused
 from utils.checkpoints import load_checkpoint
-from utils.config import run
 from utils.data.datasets import frames_path, wav_path
-from utils.system import build_system
+from utils.data.models import build_system
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = {"align": task_align, "avqa": task_avqa}
-STAGES = pytest.mark.parametrize("stage", SCRIPTS)
+pytestmark = pytest.mark.usefixtures("one_process")
+STAGES = pytest.mark.parametrize("stage", ["align", "avqa"])
+QWEN = ROOT / "checkpoint/mini/qwen2"
 SPLITS = ("train", "train", "val", "test")  # in turn
 REASONS = {name: reason for kind in BAD_MEDIA.values() for name, reason in kind.items()}
 REASONS |= dict.fromkeys(("no sound", "no picture", "nowhere"), "not extracted")
@@ -52,10 +48,9 @@ def write_annotations(root: Path, files: dict[str, list[dict]]) -> Path:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Tiny encoders, and one folder of media under two sets of annotations: `all` names every clip,
-    each with one fault at most, `good` the good ones alone. Both data sets are called DATA."""
+    """One folder of media under two sets of annotations: `all` names every clip, each with one
+    fault at most, `good` the good ones alone. Both data sets are called DATA."""
     world = tmp_path_factory.mktemp("world")
-    save_models(world / "models")
     everything, good = world / "all" / "DATA", world / "good" / "DATA"
     bad_media.write_frames(everything)
     bad_media.write_sounds(everything)
@@ -75,35 +70,20 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def script(world, monkeypatch, capsys):
-    """Runs a stage in this process as its command line would; its status, stdout and stderr."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+def script(models, tmp_path):
+    """Runs the paper preset's code path on tiny models, for a few steps."""
 
-    def script(stage: str, data: Path, out: Path, *flags: str) -> tuple[int, str, str]:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        monkeypatch.setattr("sys.argv", command(stage, world, data, out, *flags))
-        module = SCRIPTS[stage]
-        try:
-            run(module.main, module.PRESETS, module.PRESET, module.__doc__)
-            status = 0
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
+    def script(stage: str, data: Path, *flags, ok=True, run=here, out=None) -> CompletedProcess:
+        out = out or tmp_path / "out"
+        words = f"""--preset paper --data {data} --name {stage} --out {out} --cache {out}/cache
+            --visual_encoder {models}/visual --audio_encoder {models}/audio --dtype float32
+            --foundation_model {QWEN} --workers 0 --encode_batch 5 --visual_tokens 4
+            --audio_tokens 4 --receiver_width 32 --batch 4 --steps 3 --figures none""".split()
+        if stage == "avqa":
+            words += "--question_only false --answer_tokens 2 --test_snr_db 12 --init none".split()
+        return run(f"task_{stage}.py", *words, *flags, ok=ok)
 
-    yield script
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def command(stage: str, world: Path, data: Path, out: Path, *flags: str) -> list[str]:
-    """A short run of the paper preset's code path on tiny models."""
-    words = f"""task_{stage}.py --preset paper --data {data} --name {stage} --out {out}
-        --visual_encoder {world}/models/visual --audio_encoder {world}/models/audio
-        --foundation_model {ROOT}/checkpoint/mini/qwen2 --dtype float32 --cache {out}/cache
-        --workers 0 --encode_batch 5 --visual_tokens 4 --audio_tokens 4 --receiver_width 32
-        --batch 4 --steps 3 --figures none""".split()
-    if stage == "avqa":
-        words += "--question_only false --answer_tokens 2 --test_snr_db 12 --init none".split()
-    return [*words, *flags]
+    return script
 
 
 def weights(path: Path) -> dict[str, bytes]:
@@ -142,8 +122,7 @@ def test_bad_clips_cost_a_run_nothing_but_themselves(world, script, tmp_path, st
     for kind in ("good", "all"):
         out = tmp_path / kind
         flags = () if cached else ("--cache", "none")
-        status, said, errors = script(stage, world / kind / "DATA", out, *flags)
-        assert status == 0, errors
+        said = script(stage, world / kind / "DATA", *flags, out=out).stdout
         found[kind] = left(out, stage)
         if kind == "good":
             assert "left out" not in said
@@ -151,20 +130,13 @@ def test_bad_clips_cost_a_run_nothing_but_themselves(world, script, tmp_path, st
     assert len(found["good"]["cached"]) == (2 * 23 if cached else 0)
     metrics = json.loads((out / f"{stage}.json").read_text())
     assert metrics["left_out"].keys() == REASONS.keys()
-    closing = said[said.rindex(f"{len(REASONS)} clips left out:") :].splitlines()
-    assert any("held-out clips" in line or "accuracy (%)" in line for line in closing)
+    results = "held-out clips" if stage == "align" else "accuracy (%)"
+    closing = said[said.rindex(results) :].splitlines()
+    assert f"{len(REASONS)} clips left out:" in closing
     for name, reason in REASONS.items():
         assert f"  {name}: {metrics['left_out'][name]}" in closing
         kinds = {reason, *(kind.get(name, reason) for kind in BAD_MEDIA.values())}
         assert any(reason in metrics["left_out"][name] for reason in kinds), name
-
-
-def ends_in_a_line(ended: tuple[int, str, str], *parts: str) -> None:
-    """Status 1 and nothing on stderr but a line with all these parts."""
-    status, _, errors = ended
-    lines = [line for line in errors.splitlines() if line.strip()]
-    assert status == 1 and len(lines) == 1 and len(lines[0]) < 600, errors
-    assert all(part in lines[0] for part in parts), lines
 
 
 QUESTION, CAPTION = question_row("plain", 0), caption_row("plain", 0)
@@ -201,11 +173,9 @@ def test_a_bad_annotation_file_ends_the_script_in_a_line(world, script, tmp_path
     name, rows, part = FILES[kind]
     data = write_annotations(variant(world, tmp_path / "DATA"), {name: rows})
     stage = "align" if name.startswith("desc") else "avqa"
-    ended = script(stage, data, tmp_path / "out", "--cache", "none")
+    done = script(stage, data, "--cache", "none", ok=False)
     where = "DATA" if "clips" in kind else f"{name}.json"
-    if kind == "bad clips":
-        ended = ended[0], ended[1], ended[2].splitlines()[-1]  # after the bars of checking
-    ends_in_a_line(ended, where, part)
+    refused(done, where, part, bars=kind == "bad clips")  # after those of checking
 
 
 @STAGES
@@ -214,7 +184,7 @@ def test_json_that_is_cut_ends_the_script_in_a_line(world, script, tmp_path, sta
     data = variant(world, tmp_path / "DATA")
     for path in (data / "annotations").iterdir():
         path.write_bytes(path.read_bytes()[:-9])
-    ends_in_a_line(script(stage, data, tmp_path / "out"), "train.json", "not valid JSON")
+    refused(script(stage, data, ok=False), "train.json", "not valid JSON")
 
 
 @STAGES
@@ -226,8 +196,7 @@ def test_byte_order_marks_and_rows_that_come_twice_are_read(world, script, tmp_p
         content = json.loads(path.read_text())
         path.write_text(json.dumps(content + content[:1]), encoding="utf-8-sig")
         rows += (len(content) + 1) * path.name.startswith("desc" if stage == "align" else "avqa")
-    status, _, errors = script(stage, data, tmp_path / "out", "--steps", "1")
-    assert status == 0, errors
+    script(stage, data, "--steps", 1)
     metrics = json.loads((tmp_path / "out" / f"{stage}.json").read_text())
     assert sum(file["rows"] for file in metrics["annotations"].values()) == rows == 23 + 3
 
@@ -243,19 +212,19 @@ class Code:
 
 
 @pytest.fixture(scope="module")
-def published(world):
+def published(models):
     """A checkpoint as published ones are laid out: whole state_dicts, encoders included, the
     receivers' layers under the name of their attribute, and nothing beside."""
     config = replace(
         task_align.PRESETS["paper"],
-        visual_encoder=str(world / "models/visual"),
-        audio_encoder=str(world / "models/audio"),
-        foundation_model=str(ROOT / "checkpoint/mini/qwen2"),
+        visual_encoder=str(models / "visual"),
+        audio_encoder=str(models / "audio"),
+        foundation_model=str(QWEN),
         dtype="float32",
         receiver_width=32,
         seed=7,
     )
-    system = build_system(config)
+    system, _ = build_system(config)
     content = {name: part.state_dict() for name, part in system.transceivers.items()}
     for name in ("text_receiver", "img_receiver", "audio_receiver"):
         content[name] = {f"receiver.{key}": value for key, value in content[name].items()}
@@ -267,9 +236,7 @@ def test_a_checkpoint_of_the_published_layout_is_fine_tuned(world, script, tmp_p
     path = tmp_path / "published.pth"
     torch.save(published, path)
     assert any(key.startswith("encoder.") for key in published["img_tx"])
-    flags = ("--init", str(path), "--steps", "1", "--lr", "1e-12")
-    status, _, errors = script("avqa", world / "good/DATA", tmp_path / "out", *flags)
-    assert status == 0, errors
+    script("avqa", world / "good/DATA", "--init", path, "--steps", 1, "--lr", "1e-12")
     saved = torch.load(tmp_path / "out/avqa.pth", weights_only=True)
     for name, part in published.items():
         wanted = {k.removeprefix("receiver."): v for k, v in part.items() if "encoder" not in k}
@@ -305,8 +272,8 @@ def test_a_bad_checkpoint_ends_stage_2_in_a_line(world, script, tmp_path, publis
     path, mark = tmp_path / "x.pth", tmp_path / "code was run"
     change, says = SPOILT[how]
     torch.save({**published, **change(published, mark)}, path)
-    ended = script("avqa", world / "good/DATA", tmp_path / "out", "--init", str(path))
-    ends_in_a_line(ended, str(path), *says)
+    done = script("avqa", world / "good/DATA", "--init", path, ok=False)
+    refused(done, str(path), *says)
     assert not mark.exists()
 
 
@@ -317,14 +284,14 @@ def test_a_truncated_checkpoint_ends_stage_2_in_a_line(world, script, tmp_path, 
     whole = path.read_bytes()
     for share in (0, 0.5, 0.999):
         path.write_bytes(whole[: int(share * len(whole))])
-        ended = script("avqa", world / "good/DATA", tmp_path / "out", "--init", str(path))
-        ends_in_a_line(ended, str(path), "not a readable checkpoint")
+        done = script("avqa", world / "good/DATA", "--init", path, ok=False)
+        refused(done, str(path), "not a readable checkpoint")
 
 
 @pytest.mark.parametrize("damage", ["cut", "code"])
 def test_a_bad_model_folder_ends_a_script_in_a_line(world, script, tmp_path, damage):
     """A download that was cut off; a model whose class lies beside it as code."""
-    folder = shutil.copytree(ROOT / "checkpoint/mini/qwen2", tmp_path / "qwen2")
+    folder = shutil.copytree(QWEN, tmp_path / "qwen2")
     mark = tmp_path / "code was run"
     if damage == "cut":
         (folder / "model.safetensors").write_bytes(b"half")
@@ -333,20 +300,17 @@ def test_a_bad_model_folder_ends_a_script_in_a_line(world, script, tmp_path, dam
         auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
         content = json.dumps({"model_type": "evil", "auto_map": auto_map})
         (folder / "config.json").write_text(content)
-    flags = ("--foundation_model", str(folder))
-    ends_in_a_line(script("align", world / "good/DATA", tmp_path / "out", *flags), str(folder))
+    done = script("align", world / "good/DATA", "--foundation_model", folder, ok=False)
+    refused(done, str(folder))
     assert not mark.exists()
 
 
-def test_code_in_a_checkpoint_ends_a_process_in_a_line(world, tmp_path, published):
+def test_code_in_a_checkpoint_ends_a_process_in_a_line(world, script, tmp_path, published):
     """The same as a user sees it, in a process of its own."""
     path, mark = tmp_path / "x.pth", tmp_path / "code was run"
     torch.save({**published, "about": Code(mark)}, path)
-    words = command("avqa", world, world / "good/DATA", tmp_path / "out", "--init", str(path))
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
-    ends_in_a_line((done.returncode, done.stdout, done.stderr), str(path), "never run")
+    done = script("avqa", world / "good/DATA", "--init", path, ok=False, run=apart)
+    refused(done, str(path), "never run")
     assert not mark.exists()
     torch.load(path, weights_only=False)
     assert mark.exists(), "the file must be able to do harm for this to say anything"

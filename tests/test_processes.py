@@ -6,47 +6,50 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def launch(processes: int, *command: str, ok: bool = True) -> subprocess.CompletedProcess:
-    """Run a script by so many processes of this machine's CPU, as the README says."""
-    launcher = [] if processes == 1 else [
-        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)
-    ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, *launcher, *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
-    )
-    assert (done.returncode == 0) == ok, done.stdout + done.stderr
-    return done
+from tests.helpers import step_of_each_stage
+from tests.helpers.scripts import LIMIT, ROOT, ended, here, places, refused
+from utils.training.processes import noise_source
 
 
-def step(folder: Path, processes: int) -> dict:
-    """Losses and gradients of steps of each stage by so many processes."""
-    out = folder / "found.pt"
-    launch(processes, "-m", "tests.helpers.step_of_each_stage", str(out))
+def by_two(*command: object) -> subprocess.CompletedProcess:
+    """Run a script by two processes of this machine's CPU, as the README says."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    words = [sys.executable, *launcher, *map(str, command)]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT, env=env)
+    return ended(done, ok=True)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Losses and gradients of steps of each stage by two processes."""
+    out = tmp_path_factory.mktemp("two") / "found.pt"
+    by_two("-m", "tests.helpers.step_of_each_stage", out)
     found = torch.load(out, weights_only=True)
-    assert found.pop("processes") == processes
+    assert found.pop("processes") == 2
     return found
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
-    return step(tmp_path_factory.mktemp("one"), 1)
-
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    return step(tmp_path_factory.mktemp("two"), 2)
+    """The same by this process."""
+    out, threads = tmp_path_factory.mktemp("one") / "found.pt", torch.get_num_threads()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setenv("ACCELERATE_USE_CPU", "true")
+        step_of_each_stage.main(out)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(threads)
+    found = torch.load(out, weights_only=True)
+    assert found.pop("processes") == 1
+    return found
 
 
 def assert_same_gradients(found: dict, wanted: dict) -> None:
@@ -90,38 +93,56 @@ def metrics(folder: Path, name: str) -> tuple[dict, list[float]]:
     return content, [float(row["loss"]) for row in rows]
 
 
-def test_both_scripts_run_alike_in_one_and_in_two_processes(tmp_path):
+STAGES = {  # name: script and flags
+    "align": ("task_align.py",),
+    "avqa": (
+        *("task_avqa.py", "--init", "none", "--lora_dropout", 0, "--test_batch", 8),
+        *("--test_snr_db", 12, "--question_only", "false"),
+    ),
+}
+
+
+def test_both_scripts_run_alike_in_one_and_in_two_processes(tmp_path, one_process):
     """Without noise and dropout: the same losses step by step, the same held-out figures, each clip
     encoded once by one of the processes, files written by one of them."""
-    common = ("--out", str(tmp_path / "checkpoint"), "--figures", str(tmp_path / "imgs"),
-              "--mini_clips", "16", "5", "7", "--steps", "4", "--batch", "4", "--channel", "none",
-              "--validate_every", "2", "--workers", "1",
-              "--cache", str(tmp_path / "cache"))  # fmt: skip
-    runs = {}
-    for processes in (2, 1):
-        align, avqa = f"align-{processes}", f"avqa-{processes}"
-        data = ("--data", str(tmp_path / "mini/VALOR"))
-        first = launch(processes, "task_align.py", "--name", align, *data, *common)
-        runs[processes] = [metrics(tmp_path, align)]
-        data = ("--data", str(tmp_path / "mini/MUSIC-AVQA"))
-        second = launch(
-            processes, "task_avqa.py", "--name", avqa, "--init", "none", "--lora_dropout", "0",
-            "--test_batch", "8", "--test_snr_db", "12", "--question_only", "false", *data, *common,
-        )  # fmt: skip
-        runs[processes].append(metrics(tmp_path, avqa))
-        for done in (first, second):
+    for task, (script, *flags) in STAGES.items():
+        flags += [*places(script, tmp_path), "--mini_clips", 16, 5, 7, "--steps", 4, "--batch", 4]
+        flags += ["--channel", "none", "--validate_every", 2, "--workers", 1]
+        runs = []
+        for run, name in ((by_two, f"{task}-2"), (here, f"{task}-1")):
+            done = run(script, "--name", name, *flags)
             assert done.stdout.count("look at:") == 1 and "left out" not in done.stdout
-        assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2 * 2 * 28
-        assert ("encoding" in first.stderr) == (processes == 2)
-    for (found, losses), (wanted, wanted_losses) in zip(runs[2], runs[1], strict=True):
+            assert ("encoding" in done.stderr) == (run is by_two)
+            runs.append(metrics(tmp_path, name))
+        (found, losses), (wanted, wanted_losses) = runs
         assert len(losses) == 4
         assert losses == pytest.approx(wanted_losses, rel=1e-3)
         assert found.get("accuracy") == wanted.get("accuracy")
         for key in ("retrieval", "held_out_loss"):
             assert found.get(key, {}) == pytest.approx(wanted.get(key, {}), rel=1e-3)
+        assert {*found} == {*wanted} and ("accuracy" in found) == (task == "avqa")
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2 * 2 * 28
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    "script, flag", [("task_align.py", "batch"), ("task_avqa.py", "test_batch")]
+)
+def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path, monkeypatch, script, flag):
     """One line that says what must divide what."""
-    done = launch(2, "task_align.py", "--batch", "7", "--out", str(tmp_path), ok=False)
-    assert "--batch 7: must be a multiple of 2 processes" in done.stderr
+    alike = SimpleNamespace(num_processes=2, is_main_process=True, device=torch.device("cpu"))
+    monkeypatch.setattr("utils.training.processes.Accelerator", lambda **options: alike)
+    done = here(script, *places(script, tmp_path), f"--{flag}", 7, ok=False)
+    refused(done, f"--{flag} 7: must be a multiple of 2 processes")
+
+
+def test_noise_is_another_in_each_process():
+    """Noise repeats with its seed, and no two seeds or processes draw the same."""
+
+    def draw(seed, processes, index):
+        alike = SimpleNamespace(num_processes=processes, process_index=index, device="cpu")
+        return tuple(torch.randn(4, generator=noise_source(seed, alike)).tolist())
+
+    for processes in (1, 2, 4):
+        drawn = [draw(seed, processes, i) for seed in range(5) for i in range(processes)]
+        assert len(set(drawn)) == len(drawn)
+        assert drawn[0] == draw(0, processes, 0)

@@ -1,61 +1,48 @@
-"""Both scripts as a user runs them, by subprocess, on a very small mini world."""
+"""The task scripts as a user runs them, on a very small mini world."""
 
 import csv
 import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers.disks import change, small_disk, unfinished
+from tests.helpers.scripts import ROOT, apart, here, places, refused, until
 
-ROOT = Path(__file__).resolve().parents[1]
 TYPES = 9
-ALIGN = ("--steps", "6", "--batch", "8", "--validate_every", "3", "--workers", "0")
-
-
-def command(name: str, folder: Path, *flags: str) -> list[str]:
-    """A script with its data and outputs under `folder`, to be run from the repository."""
-    dataset = "VALOR" if name == "task_align.py" else "MUSIC-AVQA"
-    return [
-        sys.executable,
-        name,
-        *("--out", str(folder / "checkpoint"), "--figures", str(folder / "imgs")),
-        *("--data", str(folder / "mini" / dataset)),
-        *("--cache", str(folder / "cache"), "--mini_clips", "24", "8", "12"),
-        *flags,
-    ]
-
-
-def script(name: str, folder: Path, *flags: str, ok: bool = True) -> subprocess.CompletedProcess:
-    """Run a script to its end."""
-    run = command(name, folder, *flags)
-    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert (done.returncode == 0) == ok, done.stdout + done.stderr
-    return done
+ALIGN = ("--steps", 6, "--batch", 8, "--validate_every", 3, "--workers", 0)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("scripts")
+def folder(mini_world):
+    return mini_world
 
 
 @pytest.fixture(scope="module")
 def aligned(folder):
-    return script("task_align.py", folder, *ALIGN)
+    return apart("task_align.py", *places("task_align.py", folder), *ALIGN)
 
 
 @pytest.fixture(scope="module")
-def answered(folder, aligned):
-    start = str(folder / "checkpoint/align-mini-tau0.07.pth")
-    flags = ("--steps", "4", "--batch", "8")
-    return script(
-        "task_avqa.py", folder, *flags, "--init", start, "--test_snr_db", "-6", "12", "inf"
-    )
+def start(folder, aligned):
+    """Where the other scripts start: flags of a run from stage 1's checkpoint."""
+    return ("--init", folder / "checkpoint/align-mini-tau0.07.pth")
+
+
+@pytest.fixture(scope="module")
+def answered(folder, start):
+    flags = (*start, "--steps", 4, "--batch", 8, "--test_snr_db", -6, 12, "inf")
+    return apart("task_avqa.py", *places("task_avqa.py", folder), *flags)
+
+
+def align(folder: Path, *flags, ok: bool = True):
+    """Stage 1 as `aligned`, but for `flags`, and without figures."""
+    common = (*places("task_align.py", folder), *ALIGN, "--figures", "none")
+    return here("task_align.py", *common, *flags, ok=ok)
 
 
 def test_stage_1_leaves_what_it_promises(folder, aligned):
@@ -116,56 +103,52 @@ def test_stage_2_starts_where_stage_1_ended_and_trains_exactly_its_parts(folder,
 
 def test_a_second_run_repeats_the_first_from_the_cache(folder, aligned):
     """Same seed, same losses to the last digit; no clip is encoded again."""
-    stem = folder / "checkpoint/align-mini-tau0.07"
-    first = Path(f"{stem}.csv").read_text()
-    again = script("task_align.py", folder, *ALIGN, "--name", "again")
-    assert Path(folder / "checkpoint/again.csv").read_text() == first
+    again = align(folder, "--name", "again")
+    assert (folder / "checkpoint/again.csv").read_text() == losses(folder)
     assert "encoding" not in again.stderr and "writing videos" not in again.stderr
+
+
+def losses(folder: Path) -> str:
+    return (folder / "checkpoint/align-mini-tau0.07.csv").read_text()
+
+
+def test_a_finished_run_is_not_repeated(folder, aligned, answered, start):
+    """Asked to go on, it says so, whether a process of its own or another program asks."""
+    flags = ("--steps", 4, "--batch", 8, "--test_snr_db", -6, 12, "inf", *start)
+    for script, same in (("task_align.py", ALIGN), ("task_avqa.py", flags)):
+        done = here(script, *places(script, folder), *same, "--resume", "true")
+        assert "finished before" in done.stdout and "look at" not in done.stdout
 
 
 @pytest.mark.parametrize(
     ("name", "flags", "says"),
     [
         ("task_avqa.py", ("--init", "nowhere.pth"), "python task_align.py --preset mini"),
-        ("task_align.py", ("--preset", "huge"), "huge"),
-        ("task_align.py", ("--temprature", "1"), "--temprature"),
-        ("task_align.py", ("--steps", "many"), "--steps"),
         ("task_align.py", ("--preset", "paper", "--data", "nowhere"), "models/vivit-b-16x2"),
-        ("task_align.py", ("--channel", "tin-can"), "tin-can"),
-        ("task_align.py", ("--snr_range", "5", "-5"), "snr_range"),
-        ("task_align.py", ("--steps", "0"), "--steps 0: must be 1 or more"),
+        ("task_align.py", ("--snr_range", 5, -5), "snr_range"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, name, flags, says):
-    """One line that names what is wrong, status 1 or 2, no traceback."""
-    done = script(name, tmp_path, *flags, ok=False)
-    assert done.returncode in (1, 2)
-    assert "Traceback" not in done.stderr
-    assert says in done.stderr.strip().splitlines()[-1]
+    """One line that names what is wrong, status 1 or 2, no traceback, before data is made (what
+    `check` refuses: tests/utils/test_config.py)."""
+    refused(here(name, *places(name, tmp_path), *flags, ok=False), says)
+    assert not (tmp_path / "mini").exists()
 
 
-def test_stage_2_with_one_modality_over_a_range_of_snr(folder, aligned):
+def test_stage_2_with_one_modality_over_a_range_of_snr(folder, start):
     """Flags with hyphens or underscores, negative numbers, noise in place of the sound, and a
     question that arrives without noise; no figure is drawn where none is wanted."""
-    start = str(folder / "checkpoint/align-mini-tau0.07.pth")
-    flags = ("--steps", "2", "--batch", "8", "--question_only", "false", "--test_snr_db", "-6")
-    flags += ("--modalities", "visual", "--snr-range", "-6", "12", "--question-snr-db", "inf")
-    flags += ("--name", "part/robust", "--init", start, "--figures", "none")
-    done = script("task_avqa.py", folder, *flags)
+    flags = ("--steps", 2, "--batch", 8, "--question_only", "false", "--test_snr_db", -6)
+    flags += ("--modalities", "visual", "--snr-range", -6, 12, "--question-snr-db", "inf")
+    flags += ("--name", "part/robust", *start, "--figures", "none")
+    done = here("task_avqa.py", *places("task_avqa.py", folder), *flags)
     metrics = json.loads((folder / "checkpoint/part/robust.json").read_text())
     assert metrics["config"]["modalities"] == ["visual"]
     assert metrics["config"]["snr_range"] == [-6, 12]
     assert metrics["config"]["question_snr_db"] == "Infinity"
     assert metrics["accuracy_by_snr"].keys() == {"-6", "12"}
     assert metrics["figures"] == [] and set(metrics["baselines"]) == {"majority"}
-    assert "robust.json" in done.stdout and not Path(folder / "none").exists()
-
-
-def refused(done: subprocess.CompletedProcess, *says: str) -> None:
-    """The script ended in one line that says all this, status 1, no traceback."""
-    line = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert line.startswith("task_align.py: ") and all(part in line for part in says), line
+    assert "robust.json" in done.stdout and not (ROOT / "none").exists()
 
 
 def test_a_full_disk_at_the_end_of_training(folder, aligned, tmp_path):
@@ -173,31 +156,30 @@ def test_a_full_disk_at_the_end_of_training(folder, aligned, tmp_path):
     are the last line, nothing half written is left, and the run ends from that state once there is
     room, with the losses of a run that was not stopped."""
     with small_disk(tmp_path / "disk", "6m") as disk:  # a state takes 5.1 MB, a checkpoint 1.7
-        flags = (*ALIGN, "--name", "full", "--out", str(disk), "--figures", "none")
-        done = script("task_align.py", folder, *flags, ok=False)
-        refused(done, f"{disk}/full.pth: No space left on device", "run again")
+        flags = ("--name", "full", "--out", disk)
+        done = align(folder, *flags, ok=False)
+        refused(done, f"{disk}/full.pth: No space left on device", "run again", bars=True)
         assert not unfinished(disk)
         assert {path.name for path in disk.iterdir()} == {"full", "full.resume"}
         assert [path.name for path in (disk / "full.resume").iterdir()] == ["step-00000006.pt"]
         change(disk, "size=16m")
-        done = script("task_align.py", folder, *flags, "--resume", "true")
+        done = align(folder, *flags, "--resume", "true")
         assert "going on after step 6" in done.stdout
-        first = (folder / "checkpoint/align-mini-tau0.07.csv").read_text()
-        assert (disk / "full.csv").read_text() == first
+        assert (disk / "full.csv").read_text() == losses(folder)
 
 
 def test_a_full_disk_while_the_cache_is_filled(folder, aligned, tmp_path):
     """The file that did not fit is named, nothing half written is left, and the same command
     encodes the rest once there is room."""
     with small_disk(tmp_path / "disk", "1m,nr_inodes=40") as disk:  # room, but not for 88 files
-        flags = (*ALIGN, "--name", "cached", "--cache", str(disk), "--figures", "none")
-        flags += ("--encode_batch", "8")
-        done = script("task_align.py", folder, *flags, ok=False)
-        refused(done, f"{disk}/VALOR/VivitModel-", ".safetensors: No space left on device")
+        flags = ("--name", "cached", "--cache", disk, "--encode_batch", 8)
+        done = align(folder, *flags, ok=False)
+        wrong = (f"{disk}/VALOR/VivitModel-", ".safetensors: No space left on device")
+        refused(done, *wrong, bars=True)
         kept = {path: path.stat().st_mtime_ns for path in disk.rglob("*.safetensors")}
         assert 30 < len(kept) < 40 and not unfinished(disk)
         change(disk, "nr_inodes=1k")
-        script("task_align.py", folder, *flags)
+        align(folder, *flags)
         files = {path: path.stat().st_mtime_ns for path in disk.rglob("*.safetensors")}
         assert len(files) == 2 * 44 and kept.items() <= files.items()
 
@@ -208,54 +190,48 @@ def test_folders_that_cannot_be_written(folder, aligned, tmp_path):
     with small_disk(tmp_path / "disk", "64k") as disk:
         change(disk, "ro")
         for flag in ("--out", "--figures"):
-            done = script("task_align.py", folder, *ALIGN, flag, str(disk), ok=False)
+            done = align(folder, flag, disk, ok=False)
             refused(done, f"{disk}: no file can be written there (Read-only", f"folder by {flag}")
-            assert "aligning" not in done.stderr and "encoding" not in done.stderr
 
 
 def test_two_runs_of_one_name(folder, aligned):
     """The second is refused in a line; the first goes on as if it had been alone."""
-    flags = (*ALIGN, "--name", "twice", "--figures", "none")
+    flags = (*places("task_align.py", folder), *ALIGN, "--figures", "none", "--name", "twice")
     first = subprocess.Popen(
-        command("task_align.py", folder, *flags),
+        [sys.executable, "task_align.py", *map(str, flags)],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        started, until = folder / "checkpoint/twice", time.monotonic() + 60
-        while not list(started.glob("events.*")) and time.monotonic() < until:
-            time.sleep(0.01)
+        until(lambda: list((folder / "checkpoint/twice").glob("events.*")), first)
         first.send_signal(signal.SIGSTOP)  # the second comes while the first is under way
-        done = script("task_align.py", folder, *flags, ok=False)
+        done = here("task_align.py", *flags, ok=False)
         refused(done, "checkpoint/twice: another run of this name is under way", "--name")
         first.send_signal(signal.SIGCONT)
-        _, said = first.communicate(timeout=120)
+        _, said = first.communicate()
         assert first.returncode == 0, said
     finally:
         first.kill()
         first.wait()
-    alone = (folder / "checkpoint/align-mini-tau0.07.csv").read_text()
-    assert (folder / "checkpoint/twice.csv").read_text() == alone
+    assert (folder / "checkpoint/twice.csv").read_text() == losses(folder)
 
 
 def test_a_channel_without_noise_and_a_batch_of_one(folder, aligned):
     """Stage 1 trains and tests at +inf dB, one clip at a time."""
-    flags = ("--steps", "2", "--batch", "1", "--snr_db", "inf", "--name", "clear")
-    script("task_align.py", folder, *flags, "--figures", "none")
+    align(folder, "--steps", 2, "--batch", 1, "--snr_db", "inf", "--name", "clear")
     rows = list(csv.DictReader(open(folder / "checkpoint/clear.csv")))
     assert len(rows) == 2 and all(0 < float(row["loss"]) < 100 for row in rows)
 
 
 NETWORK = (
-    *("--steps", "2", "--lengths", "1", "2", "4", "--reference_length", "2", "--link_length", "4"),
-    *("--drops", "4", "--instances", "2", "--repeats", "1", "--user_counts", "2", "4"),
-    *("--weights", "0.1", "0.9", "--link_snr_db", "-9", "18"),
+    *("--steps", 2, "--lengths", 1, 2, 4, "--reference_length", 2, "--link_length", 4),
+    *("--drops", 4, "--instances", 2, "--repeats", 1, "--user_counts", 2, 4),
+    *("--weights", 0.1, 0.9, "--link_snr_db", -9, 18),
 )
 
 
 @pytest.fixture(scope="module")
-def network(folder, aligned):
-    start = str(folder / "checkpoint/align-mini-tau0.07.pth")
-    return script("task_network.py", folder, *NETWORK, "--init", start)
+def network(folder, start):
+    return here("task_network.py", *places("task_network.py", folder), *NETWORK, *start)
 
 
 def test_the_network_study_leaves_what_it_promises(folder, network):
@@ -281,13 +257,11 @@ def test_the_network_study_leaves_what_it_promises(folder, network):
     assert trained["config"]["token_lengths"] == [1, 2, 4] and trained["steps"] == 2
 
 
-def test_the_network_study_trains_once(folder, network):
+def test_the_network_study_trains_once(folder, network, start):
     """With other budgets it goes on from the trained model; a bad one ends in a line before it."""
     path = folder / "checkpoint/network-mini-avqa.pth"
     before = path.stat().st_mtime_ns
-    start = str(folder / "checkpoint/align-mini-tau0.07.pth")
-    flags = (*NETWORK, "--init", start, "--figures", "none")
-    done = script("task_network.py", folder, *flags, "--bandwidth", "2e6")
+    flags = (*places("task_network.py", folder), *NETWORK, *start, "--figures", "none")
+    done = here("task_network.py", *flags, "--bandwidth", "2e6")
     assert "fine-tuning" not in done.stderr and path.stat().st_mtime_ns == before
-    done = script("task_network.py", folder, *flags, "--power_dbm", "nan", ok=False)
-    assert len(done.stderr.splitlines()) == 1 and "power nan" in done.stderr
+    refused(here("task_network.py", *flags, "--power_dbm", "nan", ok=False), "--power_dbm nan")

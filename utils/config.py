@@ -1,24 +1,136 @@
-"""Hyperparameters: the dataclass at the top of a script, its presets, and a flag for each field."""
+"""Hyperparameters: what both stages share, a flag for each field, and which values are refused."""
 
+import inspect
 import json
 import math
+import re
 import sys
 import threading
 import warnings
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
-import torch
 from torch import distributed as dist
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
+from modules.channel import CHANNELS
+from modules.token_compression import COMPRESSIONS
+from modules.token_receiver import RECEIVERS
 
-def fail(message: object, status: int = 1) -> NoReturn:
-    """End the program with one line on stderr."""
-    print(f"{sys.argv[0]}: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(status)
+
+def values(*items: Any) -> Any:
+    """A list as the default of a dataclass field."""
+    return field(default_factory=lambda: list(items))
+
+
+@dataclass
+class StageConfig:
+    """What both stages share, in the mini preset; the paper's value in each comment."""
+
+    preset: str = "mini"  # mini or paper
+    name: str = ""  # of the run's files in checkpoint/; empty: by stage and preset
+
+    # Frozen models (folders)
+    visual_encoder: str = "checkpoint/mini/vivit"  # paper: google/vivit-b-16x2
+    audio_encoder: str = "checkpoint/mini/ast"  # paper: MIT/ast-finetuned-audioset-10-10-0.4593
+    foundation_model: str = "checkpoint/mini/qwen2"  # paper: Qwen/Qwen2.5-1.5B
+    dtype: str = "float32"  # of the frozen foundation model; paper preset: bfloat16
+    cache: str = "datasets/cache"  # encoder tokens, computed once; on a scratch disk, or none
+    encode_batch: int = 64  # clips an encoder call; paper preset: 16
+    workers: int = 2  # processes that decode media; paper preset: 8
+
+    # Tokens
+    compression: str = "sliding_window"  # paper: sliding_window
+    visual_tokens: int = 8  # after compression, besides the class token; paper: 128
+    audio_tokens: int = 8  # after compression, besides class and distillation; paper: 128
+
+    # Channel and receiver
+    channel: str = "awgn"  # paper: awgn
+    snr_range: list[float] = values()  # dB, lowest and highest: each training clip draws its own
+    receiver: str = "mlp"  # paper: mlp
+    receiver_width: int = 512  # hidden units of a receiver; paper: 1024
+
+    # Optimisation
+    accumulate: int = 1  # batches a step
+    lr_min: float = 1e-6  # end of the cosine; paper: 1e-6
+    validate_every: int = 100  # steps
+
+    # Output folders, and states of training to go on from
+    out: str = "checkpoint"  # folder of checkpoints and metrics
+    figures: str = "imgs"  # folder of figures, or none
+    resume: bool = False  # go on where a run of this name was stopped
+    save_every: int = 50  # steps between two states; each is also saved when told to stop
+    keep: int = 2  # of the last states
+
+
+# The values of the paper preset that both stages share.
+PAPER = dict(
+    preset="paper",
+    visual_encoder="models/vivit-b-16x2",
+    audio_encoder="models/ast-finetuned-audioset-10-10-0.4593",
+    foundation_model="models/Qwen2.5-1.5B",
+    dtype="bfloat16",
+    encode_batch=16,
+    workers=8,
+    visual_tokens=128,
+    audio_tokens=128,
+    receiver_width=1024,
+)
+
+# The names that a field may have; `--help` lists them.
+CHOICES = {
+    "preset": ("mini", "paper"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "compression": COMPRESSIONS,
+    "channel": CHANNELS,
+    "receiver": RECEIVERS,
+}
+COUNTS = (  # 1 or more
+    *("batch", "accumulate", "steps", "validate_every", "save_every", "keep", "encode_batch"),
+    *("visual_tokens", "audio_tokens", "caption_tokens", "receiver_width", "mini_clips"),
+    *("answer_tokens", "test_batch", "token_lengths"),
+)
+NOT_NEGATIVE = (
+    *("workers", "clip", "lr_min", "lora_rank", "lora_dropout"),
+    *("contrastive_weight", "reconstruction_weight"),
+)
+POSITIVE = ("lr", "temperature", "lora_alpha")
+
+
+def check(config: Any) -> None:
+    """ValueError, in one line, for a hyperparameter that no run can use."""
+    for name, value in vars(config).items():
+        for v in value if isinstance(value, list) else [value]:
+            if isinstance(v, float) and (math.isnan(v) or v == -math.inf):
+                raise ValueError(f"--{name} {v}: must be a number")
+            if name in COUNTS and v < 1:
+                raise ValueError(f"--{name} {v}: must be 1 or more")
+            if name in NOT_NEGATIVE and v < 0:
+                raise ValueError(f"--{name} {v}: must be 0 or more")
+            if name in POSITIVE and v <= 0:
+                raise ValueError(f"--{name} {v}: must be above 0")
+            if name in CHOICES and v not in CHOICES[name]:
+                raise ValueError(f"--{name} {v}: unknown, choose from {', '.join(CHOICES[name])}")
+
+
+def plain(config: Any) -> dict:
+    """A config as JSON can hold it, which knows no infinite number: that is the text "Infinity"."""
+    return json.loads(json.dumps(vars(config), default=str), parse_constant=str)
+
+
+class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Shows the lines of the script's docstring as they are, and each flag's default."""
+
+
+def comments(kind: type) -> dict[str, str]:
+    """What stands behind each field of a dataclass and of those that it builds on."""
+    found: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        found |= re.findall(r"^    (\w+): .*?# (.+)$", inspect.getsource(base), re.M)
+    return found
 
 
 def parse_config(presets: dict[str, Any], default: str, doc: str | None) -> Any:
@@ -26,8 +138,17 @@ def parse_config(presets: dict[str, Any], default: str, doc: str | None) -> Any:
 
     Ends the program in one line, with status 2, for an unknown preset, field or value.
     """
-    parser = HfArgumentParser(type(presets[default]), description=doc, usage="%(prog)s [flags]")
+    kind = type(presets[default])
+    parser = HfArgumentParser(
+        kind, description=doc, usage="%(prog)s [flags]", formatter_class=HelpFormatter
+    )
     parser.error = lambda message: fail(message, status=2)
+    said = comments(kind)
+    for action in parser._actions:
+        if action.dest in said:
+            choices = CHOICES.get(action.dest)
+            text = said[action.dest] + (f"; one of {', '.join(choices)}" if choices else "")
+            action.help = text.replace("%", "%%")
     parser.set_defaults(preset=default)
     chosen = parser.parse_known_args()[0].preset
     if chosen not in presets:
@@ -39,57 +160,18 @@ def parse_config(presets: dict[str, Any], default: str, doc: str | None) -> Any:
     return config
 
 
-# The least that a field may be; those below must be above 0.
-LEAST = (
-    dict.fromkeys(
-        (
-            *(
-                "batch",
-                "accumulate",
-                "steps",
-                "validate_every",
-                "save_every",
-                "keep",
-                "encode_batch",
-            ),
-            *("visual_tokens", "audio_tokens", "caption_tokens", "receiver_width", "mini_clips"),
-            *("answer_tokens", "test_batch", "token_lengths"),
-        ),
-        1,
-    )
-    | dict.fromkeys(
-        ("workers", "clip", "lr_min", "lora_rank", "lora_dropout", "contrastive_weight"), 0
-    )
-    | {"reconstruction_weight": 0}
-)
-POSITIVE = ("lr", "temperature", "temperatures", "lora_alpha")
-
-
-def check(config: Any) -> None:
-    """ValueError, in one line, for a hyperparameter that no run can use."""
-    for name, value in vars(config).items():
-        for v in value if isinstance(value, list) else [value]:
-            if isinstance(v, float) and (math.isnan(v) or v == -math.inf):
-                raise ValueError(f"--{name} {v}: must be a number")
-            if name in LEAST and v < LEAST[name]:
-                raise ValueError(f"--{name} {v}: must be {LEAST[name]} or more")
-            if name in POSITIVE and v <= 0:
-                raise ValueError(f"--{name} {v}: must be above 0")
-    if not isinstance(getattr(torch, config.dtype, None), torch.dtype):
-        raise ValueError(f"--dtype {config.dtype}: unknown, say float32, bfloat16 or float16")
-
-
-def plain(config: Any) -> dict:
-    """A config as JSON can hold it, which knows no infinite number: that is the text "Infinity"."""
-    return json.loads(json.dumps(vars(config), default=str), parse_constant=str)
-
-
 class Stopped(Exception):
     """A signal asked the run to stop, and what it did is saved."""
 
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.status = 128 + number
+
+
+def fail(message: object, status: int = 1) -> NoReturn:
+    """End the program with one line on stderr."""
+    print(f"{sys.argv[0]}: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(status)
 
 
 def quieten() -> None:
@@ -103,7 +185,7 @@ def quieten() -> None:
     threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else told(e)
 
 
-def run(main: Callable, presets: dict[str, Any], default: str, doc: str | None) -> None:
+def run_script(main: Callable, presets: dict[str, Any], default: str, doc: str | None) -> None:
     """Run a task script; what a user can cause ends in one line instead of a traceback."""
     config = parse_config(presets, default, doc)
     quieten()

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from utils.checkpoints import CheckpointError
 from utils.config import quieten
-from utils.training.log import finished
+from utils.training.identity import finished
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,8 @@ def run_all(runs: Sequence[Run], jobs: int = 0, label: str = "runs") -> dict[str
     waiting = {run.name: run for run in unique(runs)}
     metrics: dict[str, dict] = {}
     failed: dict[str, str] = {}
-    cores = sorted(os.sched_getaffinity(0))
-    jobs = jobs_at_a_time(jobs)
-    context = get_context("spawn")
-    shares = context.SimpleQueue()
-    for i in range(jobs):
-        shares.put(cores[i::jobs] or cores)
     running: dict[Future, Run] = {}
-    with (
-        ProcessPoolExecutor(jobs, context, _begin, (shares,)) as pool,
-        tqdm(total=len(waiting), desc=label, unit="run") as bar,
-    ):
+    with _pool(jobs) as pool, tqdm(total=len(waiting), desc=label, unit="run") as bar:
         try:
             while waiting or running:
                 ready = [r for r in waiting.values() if r.after in ("", *metrics, *failed)]
@@ -112,13 +103,8 @@ def run_all(runs: Sequence[Run], jobs: int = 0, label: str = "runs") -> dict[str
                     bar.update()
                 for job in wait(running, 0 if ready else None, FIRST_COMPLETED).done:
                     run = running.pop(job)
-                    if isinstance(error := job.exception(), BrokenProcessPool):
-                        raise RunsFailed(
-                            f"the process of {run.name} was killed, for lack of memory perhaps; "
-                            "run again, with fewer --jobs"
-                        )
-                    if error:
-                        failed[run.name] = f"{type(error).__name__}: {error}; see {run.log}"
+                    if error := job.exception():
+                        failed[run.name] = _reason(error, run)
                     else:
                         metrics[run.name] = job.result()
                     bar.update()
@@ -130,9 +116,29 @@ def run_all(runs: Sequence[Run], jobs: int = 0, label: str = "runs") -> dict[str
     if failed:
         name, reason = next(iter(failed.items()))
         raise RunsFailed(
-            f"{len(failed)} of {len(metrics) + len(failed)} runs failed; {name}: {reason}"
+            f"{len(failed)} of {len(failed) + len(metrics)} runs failed; {name}: {reason}"
         )
     return metrics
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    """So many workers, each with its share of the cores."""
+    cores, jobs = sorted(os.sched_getaffinity(0)), jobs_at_a_time(jobs)
+    context = get_context("spawn")
+    shares = context.SimpleQueue()
+    for i in range(jobs):
+        shares.put(cores[i::jobs] or cores)
+    return ProcessPoolExecutor(jobs, context, _begin, (shares,))
+
+
+def _reason(error: BaseException, run: Run) -> str:
+    """Why a run failed. Raises RunsFailed where its worker was killed: no other can go on."""
+    if isinstance(error, BrokenProcessPool):
+        raise RunsFailed(
+            f"the process of {run.name} was killed, for lack of memory perhaps; run again, with "
+            "fewer --jobs"
+        )
+    return f"{type(error).__name__}: {error}; see {run.log}"
 
 
 def _begin(shares) -> None:

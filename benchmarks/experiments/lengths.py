@@ -11,11 +11,11 @@ import matplotlib.pyplot as plt
 
 from benchmarks.experiments.page import differs, gain, heading, number, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies, validation_losses
+from utils.data.models import special_tokens
 from utils.files import write_whole
 from utils.report.plots import COLOURS, band, save
 from utils.report.statistics import curve, paired
 from utils.runs import Run
-from utils.system import SPECIAL
 
 MODALITIES = ("visual", "audio")
 
@@ -52,7 +52,8 @@ def runs(plan: Plan) -> list[Run]:
 def channel_uses(plan: Plan, lengths: dict[str, int]) -> int:
     """Complex symbols that a clip's tokens take, special tokens included."""
     model = json.loads((Path(plan.avqa_config.foundation_model) / "config.json").read_text())
-    return sum(SPECIAL[m] + n for m, n in lengths.items()) * model["hidden_size"] // 2
+    special = special_tokens(plan.avqa_config)
+    return sum(special[m] + n for m, n in lengths.items()) * model["hidden_size"] // 2
 
 
 def results(plan: Plan, metrics: Metrics) -> dict:

@@ -3,7 +3,8 @@
 A token and its scale become bits (quantisation.py) and these one code block, or a few of equal size
 where one would be too long (code_block.py). A token of which a block fails is erased: it comes out
 as zeros, which is also what the analog channel's MMSE equaliser makes of a hopeless SNR. Fading and
-SNR are those of modules/channel.py, so that an equal SNR is an equal power, and equal channel uses are an equal bandwidth and time.
+SNR are those of modules/channel.py, so that an equal SNR is an equal power, and equal channel uses
+are an equal bandwidth and time.
 """
 
 import math
@@ -105,10 +106,8 @@ class DigitalLink(Channel):
         demapper knows it, so that dividing by h loses nothing."""
         snr_db = torch.as_tensor(snr_db, dtype=torch.float32, device=tokens.device)
         power = (10 ** (-snr_db / 10)).expand(len(tokens))
-        if self.kind == "awgn":
-            return power
-        h = self._fading(power.to(torch.complex64), generator)  # (batch,)
-        return power / h.abs().square()
+        h = self._gain(power.to(torch.complex64), generator)  # 1, or (batch,)
+        return power if isinstance(h, float) else power / h.abs().square()
 
     def _layout(self, hidden: int) -> tuple[int, int, int]:
         """Code blocks of a token, payload bits of each, and coded bits of each."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from utils.checkpoints import sha256
 from utils.config import plain
-from utils.training.log import code_version
+from utils.training.identity import code_of
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Config:
     seed: int = 0
     init: str = "none"
     fails: bool = False
-    sleeps: float = 0.0
+    waits: bool = False  # for a signal
     workers: int = 0  # does not change the result
 
 
@@ -31,10 +32,11 @@ def main(config: Config) -> dict:
     if config.init != "none":
         assert Path(config.init).is_file(), "started before the run it starts from"
     print("says", config.name, flush=True)
-    time.sleep(config.sleeps)
+    if config.waits:
+        signal.pause()
     torch.save({"seed": config.seed}, f"{stem}.pth")
     metrics = {
-        "code": code_version(),
+        "code": code_of(config),
         "checkpoint_sha256": sha256(f"{stem}.pth"),
         "config": plain(config),
         "init_sha256": sha256(config.init),

@@ -6,17 +6,23 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
     ASTModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     VivitConfig,
     VivitImageProcessor,
     VivitModel,
 )
 
+from modules.foundation_model import FoundationModel
+from modules.token_receiver import TokenReceiver
+from modules.token_transmitter import TokenTransmitter
 from utils.data.datasets import frames_path, wav_path
 
 RATE, WINDOW = 16_000, 48  # Hz, frames of 10 ms that the encoder reads at once
@@ -39,6 +45,35 @@ def tiny_vivit(**sizes) -> VivitModel:
 
 def tiny_ast(**sizes) -> ASTModel:
     return ASTModel(ASTConfig(num_mel_bins=32, max_length=WINDOW, **{**SIZES, **sizes}))
+
+
+def tiny_qwen2(**sizes) -> Qwen2ForCausalLM:
+    options = {**SIZES, "vocab_size": 32, "num_key_value_heads": 1, "tie_word_embeddings": True}
+    return Qwen2ForCausalLM(Qwen2Config(**{**options, **sizes}))
+
+
+def tiny_parts(hidden: int = 16, seed: int = 0) -> dict[str, nn.Module]:
+    """Transmitter and receivers as a checkpoint holds them, over an encoder of width 24."""
+    torch.manual_seed(seed)
+    return {
+        "img_tx": TokenTransmitter(tiny_vivit(hidden_size=24), 1, hidden, 4),
+        "text_receiver": TokenReceiver(hidden, 20),
+        "img_receiver": TokenReceiver(hidden, 20, 1e-2),
+    }
+
+
+def tiny_lora(
+    rank: int = 4, seed: int = 0, hidden: int = 16, targets: tuple[str, ...] = ("q_proj", "v_proj")
+) -> nn.Module:
+    """A language model of two layers, always the same, with LoRA weights that are not zero."""
+    torch.manual_seed(1)
+    foundation = FoundationModel(tiny_qwen2(hidden_size=hidden, num_hidden_layers=2))
+    foundation.add_lora(rank, 16, 0.1, list(targets))
+    torch.manual_seed(seed)
+    for weight in foundation.parameters():
+        if weight.requires_grad:
+            nn.init.normal_(weight)
+    return foundation.language_model
 
 
 def save_models(root: Path) -> Path:

@@ -2,26 +2,32 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from modules.token_compression import (
     COMPRESSIONS,
     compress,
+    compress_each,
     sliding_window,
     uniform,
     window_bounds,
 )
+from tests.helpers.draw import fuzz, gaussian
 
+WAYS = pytest.mark.parametrize("how", COMPRESSIONS)
 # Patches of AST a window, of six windows, of ViViT, and sizes that do not divide.
 SIZES = [(1212, 128), (7272, 128), (3136, 128), (100, 7), (17, 16), (16, 16), (5, 3), (1, 1)]
 
 
-def tokens(count, width=4, batch=2, seed=0):
-    return torch.randn(batch, count, width, generator=torch.Generator().manual_seed(seed))
+def tokens(count, width=4, batch=2):
+    return gaussian(batch, count, width)
 
 
-def check_windows(count, length):
+@fuzz(300)
+@given(st.integers(1, 4000), st.integers(1, 4200))
+def test_windows_cover_every_token(count, length):
+    """The windows leave out no token and differ in size by one at most."""
     bounds = window_bounds(count, length)
     assert len(bounds) == min(length, count)
     assert bounds[0][0] == 0 and bounds[-1][1] == count
@@ -37,64 +43,19 @@ def check_windows(count, length):
 
 
 @pytest.mark.parametrize("count, length", SIZES)
-def test_windows_cover_every_token(count, length):
-    """The windows leave out no token and differ in size by one at most."""
-    check_windows(count, length)
-
-
-@settings(deadline=None, derandomize=True, max_examples=300)
-@given(st.integers(1, 4000), st.integers(1, 4200))
-def test_windows_cover_every_token_for_any_lengths(count, length):
-    """The same for any number of tokens and any length asked for."""
-    check_windows(count, length)
-
-
-@pytest.mark.parametrize("count, length", SIZES)
 def test_sliding_window_is_the_mean_over_each_window(count, length):
-    """Pooling gives the plain means over `window_bounds`."""
-    x = tokens(count)
-    expected = torch.stack([x[:, a:b].mean(dim=1) for a, b in window_bounds(count, length)], 1)
-    torch.testing.assert_close(sliding_window(x, length), expected)
-
-
-@settings(deadline=None, derandomize=True, max_examples=60)
-@given(st.integers(1, 90), st.integers(1, 100))
-def test_sliding_window_is_the_mean_for_any_lengths(count, length):
-    """The same for any number of tokens and any length asked for."""
-    x = tokens(count)
-    expected = torch.stack([x[:, a:b].mean(dim=1) for a, b in window_bounds(count, length)], 1)
-    torch.testing.assert_close(sliding_window(x, length), expected)
-
-
-@pytest.mark.parametrize("count, length", SIZES)
-def test_every_token_reaches_the_pooled_ones(count, length):
-    """No token is without influence on what is sent."""
+    """Pooling gives the plain means over windows that cover every token, each of which so has its
+    part in what is sent."""
+    test_windows_cover_every_token.hypothesis.inner_test(count, length)
     x = tokens(count).requires_grad_()
-    sliding_window(x, length).sum().backward()
+    expected = torch.stack([x[:, a:b].mean(dim=1) for a, b in window_bounds(count, length)], 1)
+    pooled = sliding_window(x, length)
+    torch.testing.assert_close(pooled, expected)
+    pooled.sum().backward()
     assert x.grad.gt(0).all()
 
 
-@pytest.mark.parametrize("how", COMPRESSIONS)
-@pytest.mark.parametrize("special", [0, 1, 2])
-def test_special_tokens_pass_through_first(how, special):
-    """Class and distillation tokens come first, untouched, and take no part in the pooling."""
-    x = tokens(special + 50)
-    out = compress(x, 8, special, how)
-    assert out.shape == (2, special + 8, 4)
-    assert torch.equal(out[:, :special], x[:, :special])
-    x[:, :special] = 1e6
-    assert torch.equal(compress(x, 8, special, how)[:, special:], out[:, special:])
-
-
-@pytest.mark.parametrize("how", COMPRESSIONS)
-@pytest.mark.parametrize("length", [20, 21, 1000])
-def test_enough_room_keeps_all_tokens(how, length):
-    """A length of the patches or more keeps all of them as they are, and invents none."""
-    x = tokens(2 + 20)
-    torch.testing.assert_close(compress(x, length, 2, how), x, rtol=0, atol=1e-7)
-
-
-@settings(deadline=None, derandomize=True, max_examples=200)
+@fuzz(200)
 @given(st.integers(1, 2000), st.integers(1, 2000))
 def test_uniform_is_distinct_and_evenly_spaced(count, length):
     """`uniform` keeps whole tokens, none twice, at even steps and over the whole range."""
@@ -107,25 +68,57 @@ def test_uniform_is_distinct_and_evenly_spaced(count, length):
     assert kept[0] <= step / 2 and count - 1 - kept[-1] <= step / 2 + 1
 
 
-@settings(deadline=None, derandomize=True, database=None, max_examples=200)
+@fuzz(200)
 @given(
     st.integers(1, 200), st.integers(1, 260), st.integers(0, 2), st.sampled_from([*COMPRESSIONS])
 )
 def test_compressed_tokens_are_means_of_patches_for_any_lengths(count, length, special, how):
-    """Whatever the sizes: so many tokens come out, each a weighting of patches that sums to one,
-    over its whole window or of its one token; special tokens stay."""
+    """Whatever the sizes: so many tokens come out, each the mean of its whole window or its one
+    token, with no part of special tokens; these come first, as they are."""
     weights = compress(torch.eye(special + count)[None], length, special, how)[0]
     assert weights.shape == (special + min(length, count), special + count)
     assert torch.equal(weights[:special], torch.eye(special + count)[:special])
-    pooled = weights[special:]
-    assert pooled[:, :special].eq(0).all() and pooled.ge(0).all()
-    torch.testing.assert_close(pooled.sum(dim=1), torch.ones(len(pooled)))
-    for row, (a, b) in zip(pooled[:, special:], window_bounds(count, length), strict=True):
-        weighed = row.nonzero().flatten().tolist()
-        assert weighed == (list(range(a, b)) if how == "sliding_window" else [(a + b - 1) // 2])
+    expected = torch.zeros(len(weights) - special, special + count)
+    for row, (a, b) in zip(expected, window_bounds(count, length), strict=True):
+        chosen = (
+            slice(a, b) if how == "sliding_window" else slice((a + b - 1) // 2, (a + b + 1) // 2)
+        )
+        row[special:][chosen] = 1 / (chosen.stop - chosen.start)
+    torch.testing.assert_close(weights[special:], expected)
 
 
-@pytest.mark.parametrize("how", COMPRESSIONS)
+@WAYS
+def test_special_tokens_pass_through_first(how):
+    """Class and distillation tokens come first, untouched, and take no part in the pooling."""
+    x = tokens(2 + 50)
+    out = compress(x, 8, 2, how)
+    assert out.shape == (2, 2 + 8, 4) and torch.equal(out[:, :2], x[:, :2])
+    x[:, :2] = 1e6
+    assert torch.equal(compress(x, 8, 2, how)[:, 2:], out[:, 2:])
+
+
+@WAYS
+@pytest.mark.parametrize("length", [20, 21, 1000])
+def test_enough_room_keeps_all_tokens(how, length):
+    """A length of the patches or more keeps all of them as they are, and invents none."""
+    x = tokens(2 + 20)
+    torch.testing.assert_close(compress(x, length, 2, how), x, rtol=0, atol=1e-7)
+
+
+@WAYS
+def test_each_clip_is_compressed_to_its_own_length(how):
+    """As by itself, with padding of zeros behind, which the mask knows."""
+    x, lengths = tokens(2 + 20, batch=5), [3, 20, 1, 3, 8]
+    sent, mask = compress_each(x, lengths, 2, how)
+    assert sent.shape == (5, 2 + 20, 4) and mask.sum(dim=1).tolist() == [5, 22, 3, 5, 10]
+    assert sent[~mask].eq(0).all()
+    for i, length in enumerate(lengths):
+        assert mask[i, : 2 + length].all()
+        alone = compress(x[i : i + 1], length, 2, how)[0]
+        torch.testing.assert_close(sent[i, mask[i]], alone)
+
+
+@WAYS
 def test_compression_commutes_with_the_projection(how):
     """Compressing before a linear layer with bias gives what compressing after it would."""
     torch.manual_seed(0)
@@ -135,7 +128,7 @@ def test_compression_commutes_with_the_projection(how):
     torch.testing.assert_close(before, after)
 
 
-@pytest.mark.parametrize("how", COMPRESSIONS)
+@WAYS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dtype_is_kept(how, dtype):
     """Half-precision tokens stay in half precision."""

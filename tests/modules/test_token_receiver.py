@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from modules.token_receiver import TokenReceiver
+from modules.token_receiver import RECEIVERS, TokenReceiver
+from tests.helpers.draw import gaussian
 
 
 def test_layers():
@@ -21,7 +22,7 @@ def test_layers():
 def test_forward_is_the_mlp():
     """The receiver computes W2 relu(W1 x + b1) + b2 and keeps the shape of its input."""
     torch.manual_seed(0)
-    receiver, x = TokenReceiver(8, 16, 0.02), torch.randn(2, 5, 8)
+    receiver, x = TokenReceiver(8, 16, 0.02), gaussian(2, 5, 8)
     w1, b1, w2, b2 = receiver.parameters()
     assert receiver(x).shape == x.shape
     torch.testing.assert_close(receiver(x), (x @ w1.T + b1).clamp(min=0) @ w2.T + b2)
@@ -34,14 +35,16 @@ def test_starting_scale(hidden, scale):
     torch.manual_seed(0)
     receiver = TokenReceiver(hidden, scale=scale)
     with torch.no_grad():
-        rms = receiver(torch.randn(2000, hidden)).square().mean().sqrt().item()
+        rms = receiver(gaussian(2000, hidden)).square().mean().sqrt().item()
     assert rms == pytest.approx(scale, rel=0.1)
     assert receiver[2].bias.eq(0).all()
     assert all(p.requires_grad and p.grad_fn is None for p in receiver.parameters())
 
 
-def test_tokens_are_received_one_by_one():
-    """A token's restoration does not depend on the tokens beside it."""
+@pytest.mark.parametrize("name", RECEIVERS)
+def test_tokens_are_received_one_by_one(name):
+    """A token's restoration does not depend on the tokens beside it, in no receiver."""
     torch.manual_seed(0)
-    receiver, x = TokenReceiver(8, 16), torch.randn(2, 5, 8)
+    receiver, x = RECEIVERS[name](8, 16, torch.tensor(0.02)), gaussian(2, 5, 8)
+    assert receiver(x).shape == x.shape
     torch.testing.assert_close(receiver(x)[:, 3], receiver(x[:, 3]))

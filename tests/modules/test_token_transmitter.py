@@ -2,53 +2,30 @@
 
 import pytest
 import torch
-from transformers import ASTConfig, ASTModel, VivitConfig, VivitModel
 
-from modules.token_compression import compress
+from modules.token_compression import COMPRESSIONS, compress
 from modules.token_transmitter import TokenTransmitter
+from tests.helpers.draw import gaussian
+from tests.helpers.tiny import PATCHES, SIZES, tiny_ast, tiny_vivit
 
-WIDTH, HIDDEN = 32, 12
-SIZES = dict(
-    hidden_size=WIDTH,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    intermediate_size=64,
-    hidden_dropout_prob=0.5,
-    attention_probs_dropout_prob=0.5,
-    initializer_range=0.2,
-)
+WIDTH, HIDDEN = SIZES["hidden_size"], 12
+DROPOUT = dict(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
 
 
 def visual(length=4, **options):
     """A transmitter with ViViT: 8 patch tokens and the class token."""
     torch.manual_seed(0)
-    config = VivitConfig(image_size=32, num_frames=4, tubelet_size=[2, 16, 16], **SIZES)
-    encoder = VivitModel(config, add_pooling_layer=False).train()
-    return TokenTransmitter(encoder, 1, HIDDEN, length, **options)
+    return TokenTransmitter(tiny_vivit(**DROPOUT).train(), 1, HIDDEN, length, **options)
 
 
 def audio(length=4, **options):
     """A transmitter with AST: 8 patch tokens, the class and the distillation token."""
     torch.manual_seed(0)
-    encoder = ASTModel(ASTConfig(num_mel_bins=32, max_length=48, **SIZES)).train()
-    return TokenTransmitter(encoder, 2, HIDDEN, length, **options)
-
-
-def gaussian(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return TokenTransmitter(tiny_ast(**DROPOUT).train(), 2, HIDDEN, length, **options)
 
 
 VIDEO, SOUND = (3, 4, 3, 32, 32), (3, 48, 32)  # clips, ...
 BOTH = pytest.mark.parametrize("make, shape, special", [(visual, VIDEO, 1), (audio, SOUND, 2)])
-
-
-@BOTH
-def test_encoder_is_frozen(make, shape, special):
-    """No weight of the encoder is trained; the projection's are."""
-    tx = make()
-    trained = [name for name, p in tx.named_parameters() if p.requires_grad]
-    assert trained == ["projection.weight", "projection.bias"]
-    assert tx.projection.in_features == WIDTH and tx.projection.out_features == HIDDEN
 
 
 @BOTH
@@ -64,27 +41,22 @@ def test_encoder_stays_in_evaluation_mode(make, shape, special):
 
 
 @BOTH
-@pytest.mark.parametrize("compression", ["sliding_window", "uniform"])
-def test_encode_shapes(make, shape, special, compression):
-    """A clip becomes its special tokens and `length` more, then as wide as the language model."""
+@pytest.mark.parametrize("how", COMPRESSIONS)
+def test_encode_is_compression_of_the_encoder(make, shape, special, how):
+    """A clip becomes its special tokens, untouched, and `length` more, compressed from what the
+    encoder says; then they are made as wide as the language model."""
+    x = gaussian(*shape)
     for length, patches in ((1, 1), (4, 4), (8, 8), (100, 8)):
-        tx = make(length, compression=compression)
-        encoded = tx.encode(gaussian(*shape))
-        assert encoded.shape == (3, special + patches, WIDTH)
-        assert tx(torch.zeros(encoded.shape)).shape == (3, special + patches, HIDDEN)
-
-
-@BOTH
-def test_encode_is_compression_of_the_encoder(make, shape, special):
-    """`encode` compresses what the encoder says, special tokens untouched."""
-    for how in ("sliding_window", "uniform"):
-        tx, x = make(compression=how), gaussian(*shape)
+        tx = make(length, compression=how)
         with torch.inference_mode():
             tokens = tx.encoder(x).last_hidden_state
-        assert tokens.shape == (3, special + 8, WIDTH)
-        torch.testing.assert_close(tx.encode(x), compress(tokens, 4, special, how))
-        torch.testing.assert_close(tx.encode(x)[:, :special], tokens[:, :special])
-        torch.testing.assert_close(tx.encode(x, [1, 1, 1]), tx.encode(x))
+        assert tokens.shape == (3, special + PATCHES, WIDTH)
+        encoded = tx.encode(x)
+        assert encoded.shape == (3, special + patches, WIDTH)
+        torch.testing.assert_close(encoded, compress(tokens, length, special, how))
+        torch.testing.assert_close(encoded[:, :special], tokens[:, :special])
+        torch.testing.assert_close(tx.encode(x, [1, 1, 1]), encoded)
+        assert tx(encoded).shape == (3, special + patches, HIDDEN)
 
 
 def test_windows_are_joined():
@@ -129,23 +101,26 @@ def test_contrastive_features():
 
 
 @BOTH
-def test_gradients_reach_the_projection_alone(make, shape, special):
-    """A step on what `encode` gave trains the projection and leaves the encoder."""
+def test_the_projection_alone_is_trained(make, shape, special):
+    """A step on what `encode` gave trains the projection and leaves the encoder; once every clip is
+    cached and the encoder released, training goes on."""
     tx = make().train()
-    tokens = tx(tx.encode(gaussian(*shape)))
-    (tx.features(tokens).square().sum() + tokens.square().sum()).backward()
-    assert tx.projection.weight.grad.abs().sum() > 0 and tx.projection.bias.grad.abs().sum() > 0
-    assert all(p.grad is None for p in tx.encoder.parameters())
+    trained = [name for name, p in tx.named_parameters() if p.requires_grad]
+    assert trained == ["projection.weight", "projection.bias"]
+    assert tx.projection.in_features == WIDTH and tx.projection.out_features == HIDDEN
+    encoded, encoder = tx.encode(gaussian(*shape)), tx.encoder
 
+    def step():
+        tx.zero_grad()
+        tokens = tx(encoded)
+        (tx.features(tokens).square().sum() + tokens.square().sum()).backward()
+        assert tx.projection.weight.grad.abs().sum() > 0
+        assert tx.projection.bias.grad.abs().sum() > 0
 
-@BOTH
-def test_training_goes_on_without_the_encoder(make, shape, special):
-    """Once every clip is cached and the encoder released, what it gave is still trained on."""
-    tx = make()
-    encoded = tx.encode(gaussian(*shape))
+    step()
+    assert all(p.grad is None for p in encoder.parameters())
     tx.encoder = None
     assert tx.train() is tx and tx.training and tx.projection.training
-    tx(encoded).square().sum().backward()
-    assert tx.projection.weight.grad.abs().sum() > 0
+    step()
     assert tx.eval() is tx and not tx.projection.training
     assert set(tx.state_dict()) == {"projection.weight", "projection.bias"}

@@ -1,5 +1,6 @@
 """Checkpoints: the trained parts bit by bit, and no code, encoder or foreign shape with them."""
 
+import copy
 import pickle
 from functools import partial
 from pathlib import Path
@@ -7,11 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import Qwen2Config, Qwen2ForCausalLM, VivitConfig, VivitModel
 
-from modules.foundation_model import FoundationModel
-from modules.token_receiver import TokenReceiver
-from modules.token_transmitter import TokenTransmitter
+from tests.helpers.tiny import tiny_lora, tiny_parts
 from utils.checkpoints import (
     CheckpointError,
     load_checkpoint,
@@ -21,51 +19,7 @@ from utils.checkpoints import (
     whole,
 )
 
-ONE = torch.ones(1)
 ABOUT = {"task": "align", "config": {"snr_db": 10.0, "targets": ["q_proj"]}, "step": 3}
-
-
-def transmitter(hidden, seed):
-    torch.manual_seed(seed)
-    config = VivitConfig(
-        image_size=16,
-        num_frames=2,
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-    )
-    return TokenTransmitter(VivitModel(config, add_pooling_layer=False), 1, hidden, 4)
-
-
-def make_parts(hidden=16, seed=0):
-    torch.manual_seed(seed)
-    return {
-        "img_tx": transmitter(hidden, seed),
-        "text_receiver": TokenReceiver(hidden, 20),
-        "img_receiver": TokenReceiver(hidden, 20, 1e-2),
-    }
-
-
-def make_lora(rank=4, seed=0, hidden=16, targets=("q_proj", "v_proj")):
-    """A language model with LoRA weights that are no longer zero."""
-    torch.manual_seed(1)
-    config = Qwen2Config(
-        vocab_size=32,
-        hidden_size=hidden,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        intermediate_size=32,
-        tie_word_embeddings=True,
-    )
-    foundation = FoundationModel(Qwen2ForCausalLM(config))
-    foundation.add_lora(rank, 16, 0.1, list(targets))
-    torch.manual_seed(seed)
-    for weight in foundation.parameters():
-        if weight.requires_grad:
-            nn.init.normal_(weight)
-    return foundation.language_model
 
 
 def edit(path, change):
@@ -75,19 +29,20 @@ def edit(path, change):
     torch.save(content, path)
 
 
-def refused(path, *parts, load=load_parts, **kwargs):
-    """The one-line CheckpointError with which `load` refuses the file."""
+def refused(path, *parts, load=None, longest=400, **kwargs):
+    """The one-line CheckpointError with which `load`, or that of tiny parts, refuses the file."""
+    load = load or (lambda path: load_parts(path, tiny_parts(**kwargs)))
     with pytest.raises(CheckpointError) as error:
-        load(path, *([make_parts(**kwargs)] if load is load_parts else []))
+        load(path)
     message = str(error.value)
-    assert "\n" not in message and len(message) < 400
+    assert "\n" not in message and len(message) < longest
     assert all(part in message for part in (str(path), *parts)), message
 
 
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "runs" / "align.pth"
-    save_checkpoint(path, make_parts(), None, ABOUT)
+    save_checkpoint(path, tiny_parts(), None, ABOUT)
     return path
 
 
@@ -104,53 +59,48 @@ def test_encoder_is_not_saved(saved):
     """The frozen encoder stays out of the file, which is far smaller than it."""
     content = torch.load(saved, weights_only=True)
     assert set(content["img_tx"]) == {"projection.weight", "projection.bias"}
-    encoder = make_parts()["img_tx"].encoder
-    kept = sum(t.numel() for name in make_parts() for t in content[name].values())
+    encoder = tiny_parts()["img_tx"].encoder
+    kept = sum(t.numel() for name in tiny_parts() for t in content[name].values())
     assert sum(p.numel() for p in encoder.parameters()) > 5 * kept
     assert saved.stat().st_size < 4 * kept + 10_000
 
 
+def check_filled(parts, encoder):
+    """That parts hold what was saved in every bit, and still the same encoder."""
+    for name, wanted in tiny_parts().items():
+        state = parts[name].state_dict()
+        for key, value in wanted.state_dict().items():
+            value = encoder[key] if key.startswith("encoder.") else value
+            assert torch.equal(state[key], value), (name, key)
+
+
 def test_round_trip_is_bit_exact(saved):
-    """Other parts of the same shape become the saved ones in every bit; encoders stay."""
-    parts, wanted = make_parts(seed=1), make_parts()
-    encoder = {k: v.clone() for k, v in parts["img_tx"].encoder.state_dict().items()}
+    """Other parts of the same shape become the saved ones in every bit; encoders stay, whatever
+    the file holds of them. Parts that are not asked for are passed over."""
+    parts, some = tiny_parts(seed=1), tiny_parts(seed=1)
+    encoder = copy.deepcopy(parts["img_tx"].state_dict())
     assert load_parts(saved, parts) == ABOUT
-    for name in parts:
-        for key, value in parts[name].state_dict().items():
-            if key.startswith("encoder."):
-                assert torch.equal(value, encoder[key.removeprefix("encoder.")]), key
-            else:
-                assert torch.equal(value, wanted[name].state_dict()[key]), (name, key)
+    check_filled(parts, encoder)
     assert all(p.requires_grad for p in parts["text_receiver"].parameters())
-
-
-def test_encoder_weights_in_a_file_are_ignored(saved):
-    """A file that holds encoder weights, whatever their shape, loads without them."""
     edit(saved, lambda content: content["img_tx"].update({"encoder.extra": torch.ones(3)}))
-    load_parts(saved, make_parts(seed=1))
+    del some["text_receiver"]
+    assert load_parts(saved, some) == ABOUT
+    check_filled({**parts, **some}, encoder)
 
 
-def test_part_of_a_file_may_be_loaded(saved):
-    """Parts that are not asked for are passed over."""
-    part = {"text_receiver": make_parts(seed=1)["text_receiver"]}
-    load_parts(saved, part)
-    assert torch.equal(part["text_receiver"][0].bias, make_parts()["text_receiver"][0].bias)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_lora_round_trip(tmp_path, seed):
+def test_lora_round_trip(tmp_path):
     """LoRA weights come back bit by bit, alone and without the base model."""
     path = tmp_path / "avqa.pth"
-    trained = make_lora(seed=seed)
-    save_checkpoint(path, make_parts(), trained, ABOUT)
-    content = torch.load(path, weights_only=True)
-    assert len(content["lora"]) == 2 * 2 * 2 and all("lora_" in key for key in content["lora"])
-    fresh = make_lora(seed=2)
-    assert load_parts(path, make_parts(seed=1), fresh) == ABOUT
-    wanted = dict(trained.named_parameters())
-    for name, weight in fresh.named_parameters():
-        assert torch.equal(weight, wanted[name]), name
-        assert weight.requires_grad == ("lora_" in name)
+    for seed in (0, 1):
+        trained, fresh = tiny_lora(seed=seed), tiny_lora(seed=2)
+        save_checkpoint(path, tiny_parts(), trained, ABOUT)
+        content = torch.load(path, weights_only=True)
+        assert len(content["lora"]) == 2 * 2 * 2 and all("lora_" in k for k in content["lora"])
+        assert load_parts(path, tiny_parts(seed=1), fresh) == ABOUT
+        wanted = dict(trained.named_parameters())
+        for name, weight in fresh.named_parameters():
+            assert torch.equal(weight, wanted[name]), name
+            assert weight.requires_grad == ("lora_" in name)
 
 
 @pytest.mark.parametrize(
@@ -159,17 +109,14 @@ def test_lora_round_trip(tmp_path, seed):
 def test_other_lora_is_refused(tmp_path, options):
     """LoRA of another rank, width or set of projections is refused, not loaded in part."""
     path = tmp_path / "avqa.pth"
-    save_checkpoint(path, {}, make_lora(), ABOUT)
-    with pytest.raises(CheckpointError) as error:
-        load_parts(path, {}, make_lora(**options))
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    save_checkpoint(path, {}, tiny_lora(), ABOUT)
+    load = partial(load_parts, parts={}, lora=tiny_lora(**options))
+    refused(path, load=load, longest=600)
 
 
 def test_missing_lora_is_refused(saved):
     """A stage-1 checkpoint has no LoRA to give."""
-    with pytest.raises(CheckpointError, match="has no lora") as error:
-        load_parts(saved, make_parts(), make_lora())
-    assert str(saved) in str(error.value) and "\n" not in str(error.value)
+    refused(saved, "has no lora", load=partial(load_parts, parts=tiny_parts(), lora=tiny_lora()))
 
 
 def test_another_hidden_size_is_refused(saved):
@@ -177,21 +124,18 @@ def test_another_hidden_size_is_refused(saved):
     refused(saved, "img_tx.projection.weight", "(16, 24)", "(32, 24)", hidden=32)
 
 
-def load_as_mini(path, hidden):
-    load_parts(path, make_parts(hidden=hidden), preset="mini")
-
-
 def test_another_preset_is_refused(saved):
     """A file that says which preset made it is refused by another one, both named, also where all
     shapes fit by chance; a file that does not say it loads, whatever it says instead."""
-    load_parts(saved, make_parts(), preset="mini")
+    load_parts(saved, tiny_parts(), preset="mini")
     for about in (None, 3, {"config": 3}, {"config": {"preset": ["paper"]}}):
         edit(saved, lambda content, about=about: content.update(about=about))
-        load_parts(saved, make_parts(), preset="mini")
+        load_parts(saved, tiny_parts(), preset="mini")
     edit(saved, lambda content: content.update(about={"config": {"preset": "paper"}}))
-    load_parts(saved, make_parts(), preset="paper")
+    load_parts(saved, tiny_parts(), preset="paper")
     for hidden in (16, 32):
-        refused(saved, "'paper'", "'mini'", load=partial(load_as_mini, hidden=hidden))
+        parts = tiny_parts(hidden)
+        refused(saved, "'paper'", "'mini'", load=partial(load_parts, parts=parts, preset="mini"))
 
 
 PUBLISHED = {
@@ -206,7 +150,7 @@ def in_published_layout(rename):
     """A state_dict a part, encoder weights included, and nothing beside; keys renamed."""
     return {
         name: {rename(name, key): value for key, value in part.state_dict().items()}
-        for name, part in make_parts().items()
+        for name, part in tiny_parts().items()
     }
 
 
@@ -214,17 +158,13 @@ def in_published_layout(rename):
 def test_published_layout_loads(tmp_path, rename):
     """Older files hold whole state_dicts: keys wrapped by DataParallel or by the published
     receiver's attribute, encoders among them; what is trained is loaded bit by bit."""
-    path, parts, wanted = tmp_path / "old.pth", make_parts(seed=1), make_parts()
+    path, parts = tmp_path / "old.pth", tiny_parts(seed=1)
     content = in_published_layout(rename)
     content["img_tx"][rename("img_tx", "encoder.position_ids")] = torch.arange(3)  # no weight
     torch.save(content, path)
-    encoder = parts["img_tx"].encoder.state_dict()["layernorm.bias"].clone()
+    encoder = copy.deepcopy(parts["img_tx"].state_dict())
     assert load_parts(path, parts, preset="mini") == {}
-    for name, part in parts.items():
-        for key, value in part.state_dict().items():
-            if not key.startswith("encoder."):
-                assert torch.equal(value, wanted[name].state_dict()[key]), (name, key)
-    assert torch.equal(parts["img_tx"].encoder.state_dict()["layernorm.bias"], encoder)
+    check_filled(parts, encoder)
 
 
 def test_encoder_under_another_name_is_explained(tmp_path):
@@ -234,34 +174,38 @@ def test_encoder_under_another_name_is_explained(tmp_path):
     refused(path, "img_tx", "'vivit.", " more", "must begin with 'encoder.'")
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
-def test_numbers_that_are_none_are_refused(saved, value):
+def test_numbers_that_are_none_are_refused(saved):
     """One weight that is no number of the model would spoil all that follows; its key is named."""
-    weight = make_parts()["text_receiver"].state_dict()["2.bias"].double()
-    weight[3] = value
-    edit(saved, lambda content: content["text_receiver"].update({"2.bias": weight}))
-    refused(saved, "text_receiver.2.bias", "not finite")
+    for value in (float("nan"), float("inf"), 1e300):
+        weight = tiny_parts()["text_receiver"].state_dict()["2.bias"].double()
+        weight[3] = value
+        edit(saved, lambda content, w=weight: content["text_receiver"].update({"2.bias": w}))
+        refused(saved, "text_receiver.2.bias", "not finite")
 
 
 @pytest.mark.parametrize(
-    "weight",
+    "part",
     [
-        torch.zeros(16, dtype=torch.int64),
-        torch.zeros(16, dtype=torch.complex64),
-        torch.zeros(16).to_sparse(),
-        torch.zeros(16, device="meta"),
+        {"2.bias": torch.zeros(16, dtype=torch.int64)},
+        {"2.bias": torch.zeros(16, dtype=torch.complex64)},
+        {"2.bias": torch.zeros(16).to_sparse()},
+        {"2.bias": torch.zeros(16, device="meta")},
+        *(None, torch.ones(3), [1, 2], {"0.weight": 3.0}, {5: torch.ones(1)}),
     ],
 )
-def test_weights_of_another_kind_are_refused(saved, weight):
-    """Whole numbers, complex ones, and tensors that hold no plain numbers are no weights."""
-    edit(saved, lambda content: content["text_receiver"].update({"2.bias": weight}))
+def test_part_that_is_no_part_is_refused(saved, part):
+    """What stands in the place of a part, or of its weights, is not taken for them: whole or
+    complex numbers, and tensors that hold no plain numbers, are no weights."""
+    if isinstance(part, dict) and "2.bias" in part:
+        part = {**tiny_parts()["text_receiver"].state_dict(), **part}
+    edit(saved, lambda content: content.update({"text_receiver": part}))
     refused(saved, "text_receiver")
 
 
 def test_a_flipped_bit_is_noticed(saved):
     """torch.load reads a damaged weight as another number; its checksum tells."""
     content = bytearray(saved.read_bytes())
-    weight = make_parts()["text_receiver"].state_dict()["0.weight"].numpy().tobytes()
+    weight = tiny_parts()["text_receiver"].state_dict()["0.weight"].numpy().tobytes()
     content[content.index(weight) + 99] ^= 1
     saved.write_bytes(content)
     torch.load(saved, weights_only=True)
@@ -275,60 +219,42 @@ def test_torch_and_zipfile_read_the_same(saved):
         if content[at : at + 4] == b"PK\x01\x02":  # an entry of the archive's index
             content[at + 38] = 16
     saved.write_bytes(content)
-    parts, wanted = make_parts(seed=1), make_parts()
+    parts = tiny_parts(seed=1)
     load_parts(saved, parts)
-    for key, value in wanted["text_receiver"].state_dict().items():
-        assert torch.equal(parts["text_receiver"].state_dict()[key], value)
-
-
-def test_missing_part_is_refused(saved):
-    """A part that the file lacks is named."""
-    edit(saved, lambda content: content.pop("img_receiver"))
-    refused(saved, "img_receiver")
+    check_filled(parts, parts["img_tx"].state_dict())
 
 
 @pytest.mark.parametrize("part, key", [("text_receiver", "2.bias"), ("img_tx", "projection.bias")])
 def test_missing_and_unknown_keys_are_refused(saved, part, key):
-    """A key too few or too many is named."""
+    """A key too few or too many is named, and a part that the file lacks."""
     edit(saved, lambda content: content[part].pop(key))
     refused(saved, part, key)
     edit(saved, lambda content: content[part].update({key: torch.zeros(16), "odd": torch.ones(1)}))
     refused(saved, part, "odd")
+    edit(saved, lambda content: content.pop(part))
+    refused(saved, part)
 
 
-@pytest.mark.parametrize("value", [None, torch.ones(3), [1, 2], {"0.weight": 3.0}, {5: ONE}])
-def test_part_that_is_no_part_is_refused(saved, value):
-    """What stands in a part's place is not taken for one."""
-    edit(saved, lambda content: content.update({"text_receiver": value}))
-    refused(saved, "text_receiver")
-
-
-@pytest.mark.parametrize("content", [torch.ones(3), [1, 2], 7, None])
-def test_file_without_parts_is_refused(tmp_path, content):
-    """A file that torch.load reads but that is no checkpoint is refused."""
-    path = tmp_path / "x.pth"
-    torch.save(content, path)
-    refused(path, load=load_checkpoint)
-
-
-@pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.3, 0.6, 0.9, 0.99, 0.999])
-def test_truncated_file_is_refused(saved, share):
+def test_truncated_file_is_refused(saved):
     """A half-copied file is refused in one line, wherever it was cut."""
-    whole = saved.read_bytes()
-    saved.write_bytes(whole[: int(share * len(whole))])
-    refused(saved, load=load_checkpoint)
-    refused(saved)
+    content = saved.read_bytes()
+    for share in (0, 0.001, 0.01, 0.3, 0.6, 0.9, 0.99, 0.999):
+        saved.write_bytes(content[: int(share * len(content))])
+        refused(saved, load=load_checkpoint)
+        refused(saved)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"no checkpoint\n", b"\x80\x02", b"PK\x03\x04" + 99 * b"\0", 500 * b"\xff", b"(lp0\n."],
-)
-def test_foreign_file_is_refused(tmp_path, content):
-    """A file of another kind is refused in one line."""
+def test_foreign_file_is_refused(tmp_path):
+    """A file of another kind, or that torch.load reads but that is no checkpoint, is refused in one
+    line."""
     path = tmp_path / "x.pth"
-    path.write_bytes(content)
-    refused(path, load=load_checkpoint)
+    for content in (b"no checkpoint\n", b"\x80\x02", b"PK\x03\x04" + 99 * b"\0", 500 * b"\xff",
+                    b"(lp0\n."):  # fmt: skip
+        path.write_bytes(content)
+        refused(path, load=load_checkpoint)
+    for content in (torch.ones(3), [1, 2], 7, None):
+        torch.save(content, path)
+        refused(path, load=load_checkpoint)
 
 
 class Touch:
@@ -377,7 +303,7 @@ def test_failed_write_leaves_the_old_file(saved, monkeypatch):
 
     monkeypatch.setattr("utils.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(saved, make_parts(seed=1), None, ABOUT)
+        save_checkpoint(saved, tiny_parts(seed=1), None, ABOUT)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == ["align.pth"]
 
@@ -392,11 +318,11 @@ def test_one_process_writes(tmp_path):
             return super().state_dict(*args, **kwargs)
 
     parts = {"img_tx": Counted(2, 2)}
-    save_checkpoint(path, parts, make_lora(), ABOUT, writes=False)
+    save_checkpoint(path, parts, tiny_lora(), ABOUT, writes=False)
     assert gathered == [parts["img_tx"]] and list(tmp_path.iterdir()) == []
-    save_checkpoint(path, parts, make_lora(), ABOUT)
+    save_checkpoint(path, parts, tiny_lora(), ABOUT)
     before = path.read_bytes()
-    save_checkpoint(path, make_parts(), None, {}, writes=False)
+    save_checkpoint(path, tiny_parts(), None, {}, writes=False)
     assert path.read_bytes() == before
 
 
@@ -414,7 +340,7 @@ def test_shards_are_put_together(tmp_path, monkeypatch):
     """What is saved is the whole of each weight, not this process's part of it."""
     weight = torch.arange(6.0).reshape(2, 3)
     assert whole(Sharded(weight)) is weight and whole(weight) is weight
-    path, part, lora = tmp_path / "x.pth", nn.Linear(3, 2), make_lora()
+    path, part, lora = tmp_path / "x.pth", nn.Linear(3, 2), tiny_lora()
     wanted = {k: v.clone() for k, v in part.state_dict().items()}
     monkeypatch.setattr(
         part, "state_dict", lambda: {k: Sharded(v) for k, v in wanted.items()}, raising=False

@@ -1,18 +1,20 @@
 """Hyperparameters that no run can use are refused before any work is done."""
 
 import json
-import sys
-import threading
+import math
 from dataclasses import fields, replace
 
 import pytest
 
 import task_align
 import task_avqa
-from utils.config import LEAST, POSITIVE, check, plain, run
+from tests.helpers.scripts import here, refused
+from utils.config import CHOICES, COUNTS, NOT_NEGATIVE, POSITIVE, check, plain
+
+STAGES = (task_align, task_avqa)
 
 
-@pytest.mark.parametrize("script", [task_align, task_avqa])
+@pytest.mark.parametrize("script", STAGES)
 @pytest.mark.parametrize("preset", ["mini", "paper"])
 def test_presets_are_usable(script, preset):
     """No rule refuses what the project itself sets."""
@@ -28,14 +30,18 @@ def test_presets_are_usable(script, preset):
         ("visual_tokens", 0),
         ("save_every", 0),
         ("lr", 0.0),
-        ("lr", float("nan")),
+        ("lr", math.nan),
         ("temperature", -0.1),
         ("clip", -1.0),
-        ("snr_db", float("nan")),
-        ("snr_db", float("-inf")),
-        ("snr_range", [0.0, float("nan")]),
+        ("workers", -1),
+        ("snr_db", math.nan),
+        ("snr_db", -math.inf),
+        ("snr_range", [0.0, math.nan]),
         ("audio_tokens", 0),
         ("mini_clips", [10, 0, 5]),
+        ("channel", "tin-can"),
+        ("compression", "zip"),
+        ("receiver", "ear"),
         ("dtype", "float99"),
         ("dtype", "nn"),
     ],
@@ -48,48 +54,45 @@ def test_unusable_values_are_named(field, value):
 
 def test_without_noise_is_a_number():
     """An SNR of +inf dB is a channel without noise."""
-    check(replace(task_align.PRESETS["mini"], snr_db=float("inf")))
+    check(replace(task_align.PRESETS["mini"], snr_db=math.inf))
 
 
 def test_rules_are_of_fields_that_exist():
     """A rule for a field that was renamed would protect nothing."""
-    known = {f.name for script in (task_align, task_avqa) for f in fields(script.Config)}
-    assert {*LEAST, *POSITIVE} <= known
+    known = {f.name for script in STAGES for f in fields(script.Config)}
+    assert {*COUNTS, *NOT_NEGATIVE, *POSITIVE, *CHOICES} <= known
 
 
 def test_plain_is_what_json_keeps():
-    """Lists, numbers and None stay as they are."""
-    found = plain(task_avqa.PRESETS["paper"])
+    """Lists, numbers and None stay as they are; a noiseless run's configuration is JSON that every
+    reader takes, and compares with itself."""
+    found = plain(replace(task_avqa.PRESETS["paper"], snr_db=math.inf))
     assert found["question_snr_db"] is None and found["lora_targets"] == ["q_proj", "v_proj"]
-
-
-@pytest.mark.parametrize("script", [task_align, task_avqa])
-@pytest.mark.parametrize(
-    "flags, says",
-    [
-        (["--snr_db", "nan"], "--snr_db nan: must be a number"),
-        (["--snr_db=-inf"], "--snr_db -inf: must be a number"),
-        (["--snr_db", "-inf"], "--snr_db"),
-        (["--snr_range", "nan", "5"], "--snr_range nan: must be a number"),
-        (["--visual_tokens", "0"], "--visual_tokens 0: must be 1 or more"),
-        (["--audio-tokens", "0"], "--audio_tokens 0: must be 1 or more"),
-        (["--batch", "0"], "--batch 0: must be 1 or more"),
-    ],
-)
-def test_scripts_refuse_them_in_one_line(monkeypatch, capsys, tmp_path, script, flags, says):
-    """Said as a flag, such a number ends the script before it writes anything."""
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # put back afterwards
-    monkeypatch.setattr(sys, "argv", ["task.py", "--out", str(tmp_path / "out"), *flags])
-    with pytest.raises(SystemExit) as stop:
-        run(script.main, script.PRESETS, script.PRESET, script.__doc__)
-    assert stop.value.code in (1, 2)
-    err = capsys.readouterr().err
-    assert err.startswith("task.py: ") and says in err and err.count("\n") == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_infinity_is_valid_json():
-    """A noiseless run's configuration is JSON that every reader takes, and compares with itself."""
-    found = plain(replace(task_align.PRESETS["mini"], snr_db=float("inf")))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert float(found["snr_db"]) == float("inf")
+    assert float(found["snr_db"]) == math.inf
+
+
+MISTAKES = {  # with status 2 if they are no configuration at all, else 1
+    "--preset huge": (2, "--preset huge: unknown, choose from mini, paper"),
+    "--temprature 1": (2, "--temprature: no such field; see --help"),
+    "--steps many": (2, "--steps"),
+    "--snr_db -inf": (2, "--snr_db"),
+    "--snr_db=-inf": (1, "--snr_db -inf: must be a number"),
+    "--snr_db nan": (1, "--snr_db nan: must be a number"),
+    "--snr_range nan 5": (1, "--snr_range nan: must be a number"),
+    "--visual_tokens 0": (1, "--visual_tokens 0: must be 1 or more"),
+    "--audio-tokens 0": (1, "--audio_tokens 0: must be 1 or more"),
+    "--batch 0": (1, "--batch 0: must be 1 or more"),
+    "--steps 0": (1, "--steps 0: must be 1 or more"),
+    "--channel tin-can": (1, "--channel tin-can: unknown, choose from awgn, "),
+}
+
+
+@pytest.mark.parametrize("script", ["task_align.py", "task_avqa.py"])
+@pytest.mark.parametrize("flags", MISTAKES)
+def test_scripts_refuse_them_in_one_line(tmp_path, script, flags):
+    """Said as a flag, what cannot be used ends the script before it writes anything."""
+    status, says = MISTAKES[flags]
+    done = here(script, "--out", tmp_path / "out", *flags.split(), ok=False)
+    refused(done, says, status=status)
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.bad_media import mutant
-from tests.utils.test_checkpoints import make_lora, make_parts
+from tests.helpers.tiny import tiny_lora, tiny_parts
 from utils.checkpoints import CheckpointError, load_parts, save_checkpoint
 from utils.training.states import newest
 
@@ -50,7 +50,7 @@ def mutant_inside(sources: list[bytes], seed: int) -> bytes:
 def test_any_checkpoint_is_loaded_or_named(tmp_path, kind):
     """Of 500 mutants each fills every weight with finite numbers, those that were saved wherever
     the file has checksums of its own, or is refused in a line that names it, within 10 s."""
-    path, wanted = tmp_path / "x.pth", (make_parts(), make_lora())
+    path, wanted = tmp_path / "x.pth", (tiny_parts(), tiny_lora())
     save_checkpoint(path, *wanted, {"config": {"preset": "mini"}})
     source, wanted = path.read_bytes(), trained(*wanted)
     if kind == "old":  # than torch 1.6: a pickle with the numbers behind it
@@ -59,7 +59,7 @@ def test_any_checkpoint_is_loaded_or_named(tmp_path, kind):
         torch.save(content, file, _use_new_zipfile_serialization=False)
         source = file.getvalue()
     changed = mutant_inside if kind == "inside" else mutant
-    parts, lora, good = make_parts(seed=1), make_lora(seed=2), 0
+    parts, lora, good = tiny_parts(seed=1), tiny_lora(seed=2), 0
     for seed in range(MUTANTS):
         path.write_bytes(changed([source], seed))
         found = trained(parts, lora)

@@ -1,397 +1,251 @@
-"""The model fetcher against a hub made up here: no test leaves this machine."""
+"""The model fetcher as a user runs it, against a hub made up here: no test leaves this machine."""
 
-import errno
 import hashlib
-import importlib.util
 import json
 import os
-import re
+import signal
+import socket
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "utils" / "hf-download.py"
-VIVIT = "google/vivit-b-16x2"
+VIVIT, PR = "google/vivit-b-16x2", "vivit-b-16x2=refs/pr/2"
 COMMIT, LATER = "a" * 40, "b" * 40
-WEIGHTS = bytes(range(256)) * 40
-FILES = {
-    "config.json": b'{"a": 1}',
-    "model.safetensors": WEIGHTS,
-    "pytorch_model.bin": b"pickle",
-    "modeling.py": b"code",
-}
-WHOLE = {"config.json": 8, "model.safetensors": len(WEIGHTS)}  # bytes
+FILES = {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 40}
+MISSING = (404, b"", {"X-Error-Code": "RevisionNotFound"})
+REFUSING = {"HF_ENDPOINT": "http://127.0.0.1:1"}  # nothing listens there
 
 
-@pytest.fixture
-def script():
-    # A fresh module a test: what one test patches must not reach the next.
-    spec = importlib.util.spec_from_file_location("hf_download", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def sibling(name, content):
-    """One entry of the hub's file list, weights stored the large-file way."""
+def listed(name, content):
+    """One entry of the hub's file list; large files are known by another digest."""
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    large = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 1}
     entry = {"rfilename": name, "size": len(content), "blobId": blob}
-    if name.endswith(".safetensors"):
-        digest = hashlib.sha256(content).hexdigest()
-        entry["lfs"] = {"size": len(content), "sha256": digest, "pointerSize": 130}
-    return entry
-
-
-def answer(files, commit=COMMIT):
-    return {"id": VIVIT, "sha": commit, "siblings": [sibling(*item) for item in files.items()]}
-
-
-# In this process: the two calls that leave the script are replaced.
-
-
-@pytest.fixture
-def hub(script, monkeypatch):
-    """A hub without a network: `files` it lists, `faulty` ones it sends otherwise, `trouble` it
-    raises when asked, names it was asked for, seconds the script waited."""
-    state = SimpleNamespace(files=FILES, faulty={}, commit=COMMIT, trouble=[], got=[], waits=[])
-
-    def model_info(repo_id, **_):
-        if state.trouble:
-            raise state.trouble.pop(0)
-        return script.ModelInfo(**answer(state.files, state.commit))
-
-    def http_get(url, sink, resume_size, displayed_filename, **_):
-        state.got.append(displayed_filename)
-        content = (state.files | state.faulty)[displayed_filename]
-        if isinstance(content, BaseException):
-            raise content
-        sink.write(content[resume_size:])
-
-    monkeypatch.setattr(script, "HfApi", lambda: SimpleNamespace(model_info=model_info))
-    monkeypatch.setattr(script, "http_get", http_get)
-    monkeypatch.setattr(script.time, "sleep", state.waits.append)
-    return state
-
-
-def run(script, folder, *more):
-    return script.main(["--models-dir", str(folder), "--only", "vivit-b-16x2", *more])
-
-
-def record_in(folder):
-    return json.loads((folder / "vivit-b-16x2" / "revision.json").read_text())
-
-
-def http_error(script, status, kind=None):
-    response = SimpleNamespace(status_code=status, headers={}, request=None)
-    kind = kind or sys.modules["huggingface_hub.errors"].HfHubHTTPError
-    return kind(f"HTTP {status}", response=response)
-
-
-@pytest.mark.parametrize(
-    ("name", "wanted"),
-    [
-        ("model.safetensors", True),
-        ("model-00001-of-00002.safetensors", True),
-        ("model.safetensors.index.json", True),
-        ("config.json", True),
-        ("tokenizer.json", True),
-        ("vocab.json", True),
-        ("vocab.txt", True),
-        ("merges.txt", True),
-        ("pytorch_model.bin", False),
-        ("pytorch_model.bin.index.json", False),
-        ("model.pt", False),
-        ("flax_model.msgpack", False),
-        ("tf_model.h5", False),
-        ("modeling.py", False),
-        ("README.md", False),
-        ("checkpoint-1/model.safetensors", False),
-        ("../config.json", False),
-        ("revision.json", False),
-    ],
-)
-def test_only_safetensors_configuration_and_tokenizer_are_wanted(script, name, wanted):
-    # Protects: no pickle, no code, nothing outside the model's folder, no clash with the record.
-    assert script.is_wanted(name) is wanted
-
-
-def test_the_record_is_complete_and_the_second_run_fetches_nothing(script, hub, tmp_path, capsys):
-    # Protects: what other code reads from revision.json, and no download twice.
-    assert run(script, tmp_path) == 0
-    assert record_in(tmp_path) == {
-        "repo_id": VIVIT,
-        "requested_revision": "main",
-        "commit": COMMIT,
-        "files": WHOLE,
-    }
-    assert sorted(hub.got) == sorted(WHOLE)
-    assert run(script, tmp_path) == 0
-    assert sorted(hub.got) == sorted(WHOLE)
-    assert "already at commit " + COMMIT in capsys.readouterr().out
-
-
-def test_a_lost_file_is_fetched_again(script, hub, tmp_path):
-    # Protects: a record beside missing files is not taken for a whole model.
-    run(script, tmp_path)
-    (tmp_path / "vivit-b-16x2" / "config.json").unlink()
-    hub.got.clear()
-    assert run(script, tmp_path) == 0
-    assert hub.got == ["config.json"]
-
-
-def test_a_failed_update_leaves_the_old_model_and_its_record(script, hub, tmp_path):
-    # Protects: the record never names files that are not there, nor a mix of two commits.
-    run(script, tmp_path)
-    hub.commit = LATER
-    hub.files = {"config.json": b'{"a": 2}', "new.safetensors": WEIGHTS[::-1]}
-    hub.faulty = {"new.safetensors": OSError("cut")}
-    folder = tmp_path / "vivit-b-16x2"
-    assert run(script, tmp_path, "--retries", "1") == 1
-    assert record_in(tmp_path)["commit"] == COMMIT
-    assert (folder / "config.json").read_bytes() == FILES["config.json"]
-
-    hub.faulty = {}
-    assert run(script, tmp_path) == 0
-    assert record_in(tmp_path)["commit"] == LATER
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "config.json",
-        "new.safetensors",
-        "revision.json",
-    ]
-
-
-def test_the_record_appears_whole_or_not_at_all(script, hub, tmp_path, monkeypatch):
-    # Protects: a stop while the record is written must not leave half of one.
-    def stop(self, target):
-        if Path(target).name == "revision.json":
-            raise KeyboardInterrupt
-        return os.replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", stop)
-    assert run(script, tmp_path) == 130
-    assert not (tmp_path / "vivit-b-16x2" / "revision.json").exists()
-
-
-def test_a_damaged_file_is_fetched_again_and_never_recorded(script, hub, tmp_path, capsys):
-    # Protects: the size alone does not pass; what is recorded is what the hub lists.
-    hub.faulty = {"model.safetensors": WEIGHTS[::-1]}
-    assert run(script, tmp_path, "--retries", "2") == 1
-    assert "model.safetensors arrived damaged" in capsys.readouterr().err
-    assert not (tmp_path / "vivit-b-16x2" / "revision.json").exists()
-    assert hub.got.count("model.safetensors") == 3
-
-
-def test_a_part_longer_than_its_file_is_started_afresh(script, hub, tmp_path):
-    # Protects: asking the hub for bytes past the end is refused, on every later run too.
-    folder = tmp_path / "vivit-b-16x2"
-    folder.mkdir()
-    blob = sibling("config.json", FILES["config.json"])["blobId"]
-    (folder / f"config.json.{blob[:12]}.part").write_bytes(b"far too long")
-    assert run(script, tmp_path) == 0
-    assert hub.waits == []
-
-
-def test_retries_are_bounded_and_back_off(script, hub, tmp_path, capsys):
-    # Protects: a dead hub ends the run with one line that names the model and the remedy.
-    hub.trouble = [ConnectionError("unplugged\nand more")] * 99
-    assert run(script, tmp_path, "--retries", "8") == 1
-    assert hub.waits == [1, 2, 4, 8, 16, 32, 60, 60]
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"error: {VIVIT}: unplugged (tries: 9); check the network")
-
-
-def test_a_passing_trouble_is_outlasted(script, hub, tmp_path):
-    # Protects: a busy hub (429, 5xx) is not taken for a refusal.
-    hub.trouble = [http_error(script, 503), http_error(script, 429), ConnectionError("x")]
-    assert run(script, tmp_path) == 0
-    assert hub.waits == [1, 2, 4]
-
-
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refusal_is_not_retried(script, hub, tmp_path, capsys, status):
-    # Protects: no minute of waiting for an answer that will not change.
-    hub.trouble = [http_error(script, status)]
-    assert run(script, tmp_path) == 1
-    assert hub.waits == []
-    expected = f"error: {VIVIT}: no such model or no access (HTTP {status})"
-    assert capsys.readouterr().err.startswith(expected)
-
-
-def test_an_unknown_revision_says_so(script, hub, tmp_path, capsys):
-    # Protects: a mistyped --revision is told from a missing model.
-    hub.trouble = [http_error(script, 404, script.RevisionNotFoundError)]
-    assert run(script, tmp_path, "--revision", "vivit-b-16x2=refs/pr/99") == 1
-    assert "no such revision" in capsys.readouterr().err
-
-
-def test_a_whole_model_is_kept_when_the_hub_is_out_of_reach(script, hub, tmp_path, capsys):
-    # Protects: work offline goes on at once, but never with another revision than asked.
-    run(script, tmp_path)
-    hub.trouble = [ConnectionError("unplugged")] * 9
-    assert run(script, tmp_path) == 0
-    assert hub.waits == []
-    assert "kept at commit " + COMMIT in capsys.readouterr().out
-    assert run(script, tmp_path, "--retries", "0", "--revision", f"{VIVIT}={COMMIT}") == 0
-    assert run(script, tmp_path, "--retries", "0", "--revision", f"{VIVIT}=refs/pr/1") == 1
-
-
-def test_a_full_disk_ends_in_one_line(script, hub, tmp_path, capsys):
-    # Protects: no retry and no traceback where only the user can help.
-    hub.faulty = {"model.safetensors": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))}
-    assert run(script, tmp_path) == 1
-    assert hub.waits == []
-    assert capsys.readouterr().err.splitlines() == [
-        f"error: {VIVIT}: the disk is full; free some space, then run again to resume"
-    ]
-
-
-def test_a_folder_that_cannot_be_made_ends_in_one_line(script, hub, tmp_path, capsys):
-    # Protects: a wrong --models-dir is no traceback either.
-    (tmp_path / "file").write_text("")
-    assert run(script, tmp_path / "file") == 1
-    assert re.fullmatch(r"error: .*check --models-dir\n", capsys.readouterr().err)
-
-
-def test_an_interrupt_says_how_to_go_on(script, hub, tmp_path, capsys):
-    # Protects: the status shells expect after Ctrl-C.
-    hub.trouble = [KeyboardInterrupt()]
-    assert run(script, tmp_path) == 130
-    assert "run again to resume" in capsys.readouterr().err
-
-
-def test_a_stranger_at_the_address_is_told(script, hub, tmp_path, capsys):
-    # Protects: a login page or a half mirror at HF_ENDPOINT is no traceback.
-    hub.trouble = [json.JSONDecodeError("not JSON", "<html>", 0)]
-    assert run(script, tmp_path) == 1
-    assert "not a model hub's; check HF_ENDPOINT" in capsys.readouterr().err
-
-
-def test_names_and_revisions_are_parsed(script):
-    # Protects: both spellings of NAME, and revisions with slashes or equals signs.
-    assert script.preset_model("Qwen2.5-1.5B") == "Qwen/Qwen2.5-1.5B"
-    assert script.model_revision("vivit-b-16x2=refs/pr/2") == (VIVIT, "refs/pr/2")
-    assert script.model_revision(f"{VIVIT}=a=b") == (VIVIT, "a=b")
-
-
-@pytest.mark.parametrize("text", ["vivit-b-16x2", "vivit-b-16x2=", "=main", "other=main"])
-def test_a_wrong_revision_option_is_a_usage_error(script, capsys, text):
-    # Protects: a mistyped option must not silently fetch main.
-    with pytest.raises(SystemExit) as end:
-        script.main(["--revision", text])
-    assert end.value.code == 2
-    assert text.partition("=")[0] in capsys.readouterr().err
-
-
-# As a user runs it: a process of its own against a server on the loopback.
+    return entry | ({"lfs": large} if name.endswith(".safetensors") else {})
 
 
 class Answers(BaseHTTPRequestHandler):
-    """The two addresses of the hub that the script needs."""
+    """What the fixture `hub` answers about its one repository."""
 
     def do_GET(self):
-        path = unquote(urlsplit(self.path).path)
-        if VIVIT in path:  # the hub client has questions of its own
-            self.server.asked.append((path, self.headers.get("Range")))
-        files = self.server.files
-        if path.startswith(f"/api/models/{VIVIT}/revision/"):
-            revision = path.rpartition("/revision/")[2]
-            return self.send(200, json.dumps(answer(files[revision])).encode())
-        prefix, _, name = path.rpartition("/")
-        if prefix != f"/{VIVIT}/resolve/{COMMIT}" or name not in self.server.served:
-            return self.send(404, b"")
-        content = self.server.served[name]
-        start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
-        return self.send(206 if start else 200, content[start:], start, len(content))
+        hub, path = self.server, unquote(urlsplit(self.path).path)
+        api, _, revision = path.partition("/revision/")
+        if api == f"/api/models/{VIVIT}" and (hub.trouble or revision not in hub.revisions):
+            self.send(*hub.trouble or MISSING)
+        elif api == f"/api/models/{VIVIT}":
+            commit, files = hub.revisions[revision]
+            info = {"id": VIVIT, "sha": commit, "siblings": [listed(*f) for f in files.items()]}
+            self.send(200, json.dumps(info).encode())
+        elif path.startswith(f"/{VIVIT}/resolve/"):
+            commit, name = path.split("/")[-2:]
+            content = hub.sent.get(name) or dict(hub.revisions.values())[commit][name]
+            tag = hashlib.sha256(content).hexdigest()
+            self.send(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": commit}, name)
+        else:  # the client has questions of its own
+            self.send(404, b"")
 
-    def send(self, status, body, start=0, total=0):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+    do_HEAD = do_GET
+
+    def send(self, status, body, headers=None, name=None):
+        begin, cut = int(self.headers.get("Range", "bytes=0-")[6:-1]), None
+        self.send_response(206 if begin else status)
+        self.send_header("Content-Length", str(len(body) - begin))
+        self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
+        for header, value in (headers or {}).items():
+            self.send_header(header, value)
         self.end_headers()
-        self.wfile.write(body)
+        if self.command == "GET":
+            cut = self.server.cuts.pop(name, None)
+            self.server.asked += [(name, begin)] if name else []
+            self.wfile.write(body[begin:cut])
+        if cut:
+            self.server.is_cut.set()
+            self.server.may_close.wait(60)
 
     def log_message(self, *_):
         pass
 
 
 @pytest.fixture
-def server():
-    pickled = {"config.json": b"{}", "pytorch_model.bin": b"pickle"}
+def hub():
+    """A hub: `revisions` it has, files `asked` of it, `trouble` it answers with, contents `sent`
+    in place of a file's own, bytes after which it `cuts` a file off, once."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    server.files = {"main": pickled, "refs/pr/2": FILES}
-    server.served = FILES
-    server.asked = []
+    server.revisions = {"main": (COMMIT, FILES)}
+    server.asked, server.trouble, server.sent, server.cuts = [], None, {}, {}
+    server.is_cut, server.may_close = threading.Event(), threading.Event()
+    server.may_close.set()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     yield server
+    server.may_close.set()
     server.shutdown()
     server.server_close()
-    thread.join(5)
+    thread.join()
 
 
-def run_process(server, folder, *more):
-    unset = ("HF_TOKEN", "HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
-    environment = {name: value for name, value in os.environ.items() if name not in unset}
-    environment |= {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(folder / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-    }
-    command = [sys.executable, str(SCRIPT), "--models-dir", str(folder), "--only", "vivit-b-16x2"]
-    return subprocess.run(
-        [*command, *more], env=environment, capture_output=True, text=True, timeout=30
-    )
+def call(hub, folder, *more, blocks="unlimited", **settings):
+    """How to call the script in `folder`, free of this user's settings; `blocks` limit a file."""
+    usual = {"HOME": str(folder), "PATH": os.environ["PATH"]}
+    usual["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_port}"
+    shell = ["sh", "-c", f'ulimit -f {blocks} && exec "$@"', "sh"]
+    command = [*shell, sys.executable, str(SCRIPT), "--only", "vivit-b-16x2", *more]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return {"args": command, "cwd": folder, "env": usual | settings, **pipes}
 
 
-def test_a_process_fetches_from_the_mirror_it_is_given(server, tmp_path):
-    # Protects: HF_ENDPOINT, the pinned commit in every address, and that pickles are not asked for.
-    done = run_process(server, tmp_path, "--revision", "vivit-b-16x2=refs/pr/2")
-    assert done.returncode == 0, done.stderr
-    assert COMMIT in done.stdout
-    assert [path for path, _ in server.asked] == [
-        f"/api/models/{VIVIT}/revision/refs/pr/2",
-        f"/{VIVIT}/resolve/{COMMIT}/config.json",
-        f"/{VIVIT}/resolve/{COMMIT}/model.safetensors",
-    ]
-    assert (tmp_path / "vivit-b-16x2" / "model.safetensors").read_bytes() == WEIGHTS
-    assert record_in(tmp_path)["requested_revision"] == "refs/pr/2"
-    assert record_in(tmp_path)["files"] == WHOLE
+def run(hub, folder, *more, status=0, **settings):
+    """Run the script to its end; return what it said, or its last line where it failed."""
+    done = subprocess.run(**call(hub, folder, *more, **settings), timeout=60)
+    assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+    return done.stderr.splitlines()[-1] if status else done.stdout
 
 
-def test_a_process_refuses_pickled_weights(server, tmp_path):
-    # Protects: no fallback to pickle, and the one line that says what to pass instead.
-    done = run_process(server, tmp_path)
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {VIVIT}: revision main has no safetensors file")
-    assert "--revision vivit-b-16x2=REV" in line
-    assert not (tmp_path / "vivit-b-16x2").exists()
+def model(folder):
+    """The content of the fetched model's files, by name, and its record."""
+    entries = (folder / "models/vivit-b-16x2").iterdir()
+    files = {path.name: path.read_bytes() for path in entries if path.is_file()}
+    return files, json.loads(files.pop("revision.json", b"{}"))
 
 
-def test_a_process_goes_on_where_the_last_one_stopped(server, tmp_path):
-    # Protects: gigabytes on disk are not fetched again after an interrupted run.
-    blob = sibling("model.safetensors", WEIGHTS)["blobId"]
-    folder = tmp_path / "vivit-b-16x2"
-    folder.mkdir()
-    (folder / f"model.safetensors.{blob[:12]}.part").write_bytes(WEIGHTS[:1000])
-    done = run_process(server, tmp_path, "--revision", "vivit-b-16x2=refs/pr/2")
-    assert done.returncode == 0, done.stderr
-    assert server.asked[-1] == (f"/{VIVIT}/resolve/{COMMIT}/model.safetensors", "bytes=1000-")
-    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+def test_fetches_a_whole_model_and_records_its_commit(hub, tmp_path):
+    """Protects: models/NAME of the working directory, the record that others read, and that no
+    pickle, code, sub-folder or foreign record is fetched."""
+    wanted = FILES | {"vocab.txt": b"1", "a.safetensors.index.json": b"2"}
+    junk = "a.bin a.bin.index.json a.py b/a.json ../a.json ..\\a.json revision.json".split()
+    hub.revisions = {"refs/pr/2": (COMMIT, wanted | dict.fromkeys(junk, b"junk"))}
+    assert f"fetched at commit {COMMIT}" in run(hub, tmp_path, "--revision", PR)
+    record = {"repo_id": VIVIT, "requested_revision": "refs/pr/2", "commit": COMMIT}
+    record["files"] = {name: len(content) for name, content in wanted.items()}
+    assert model(tmp_path) == (wanted, record)
+    assert sorted(hub.asked) == sorted((name, 0) for name in wanted)
 
 
-def test_a_process_ends_without_a_traceback_when_files_are_gone(server, tmp_path):
-    # Protects: what the real client raises, not only what the tests above make up.
-    server.served = {"config.json": FILES["config.json"]}
-    done = run_process(server, tmp_path, "--revision", "vivit-b-16x2=refs/pr/2")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"error: {VIVIT}: no such model or no access")
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "vivit-b-16x2" / "revision.json").exists()
+def test_second_run_fetches_nothing_and_a_lost_file_is_fetched_again(hub, tmp_path):
+    """Protects: no download twice, and no record beside missing files that passes for a model."""
+    run(hub, tmp_path)
+    hub.asked.clear()
+    assert f"already at commit {COMMIT}" in run(hub, tmp_path, "--models-dir", "models")
+    assert not hub.asked
+    (tmp_path / "models/vivit-b-16x2/config.json").unlink()
+    run(hub, tmp_path)
+    assert model(tmp_path)[0] == FILES
+
+
+def test_another_revision_replaces_the_model_once_it_is_whole(hub, tmp_path):
+    """Protects: no mix of two commits, not after a failure either; the user's own file stays."""
+    run(hub, tmp_path)
+    (tmp_path / "models/vivit-b-16x2/notes.txt").write_text("mine")
+    before, new = model(tmp_path), {"config.json": b'{"a": 2}', "new.safetensors": b"new"}
+    hub.revisions["main"], hub.sent = (LATER, new), {"new.safetensors": b"bad"}
+    run(hub, tmp_path, status=1)
+    assert model(tmp_path) == before
+    hub.sent = {}
+    run(hub, tmp_path)
+    files, record = model(tmp_path)
+    assert (files, record["commit"]) == (new | {"notes.txt": b"mine"}, LATER)
+
+
+@pytest.mark.parametrize("name, sent", [("config.json", b'{"a": 2}'), ("model.safetensors", b"12")])
+def test_a_damaged_or_short_file_is_refused_and_fetched_anew(hub, tmp_path, name, sent):
+    """Protects: only what the hub lists is recorded; the next run does not trust the damage."""
+    hub.sent = {name: sent}
+    assert f"{name} arrived damaged" in run(hub, tmp_path, status=1)
+    assert model(tmp_path) == ({}, {})
+    hub.sent = {}
+    run(hub, tmp_path)
+    assert model(tmp_path)[0] == FILES
+
+
+def test_a_dropped_connection_is_taken_up_where_it_broke(hub, tmp_path):
+    """Protects: gigabytes that came over a bad line are not asked for again."""
+    weights = bytes(range(256)) * 50_000  # the client keeps what came in steps of 10 MiB
+    hub.revisions["main"] = (COMMIT, FILES | {"model.safetensors": weights})
+    hub.cuts = {"model.safetensors": 11 << 20}
+    run(hub, tmp_path)
+    assert hub.asked[-2:] == [("model.safetensors", 0), ("model.safetensors", 10 << 20)]
+    assert model(tmp_path)[0]["model.safetensors"] == weights
+
+
+def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(hub, tmp_path):
+    """Protects: status 130 while a file is on its way, no model yet, no file fetched twice."""
+    hub.cuts = {"model.safetensors": 1000}
+    hub.may_close.clear()
+    process = subprocess.Popen(**call(hub, tmp_path))
+    try:
+        assert hub.is_cut.wait(60)
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.communicate(timeout=20)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130 and model(tmp_path) == ({}, {})
+    hub.asked.clear()
+    run(hub, tmp_path)
+    assert hub.asked == [("model.safetensors", 0)] and model(tmp_path)[0] == FILES
+
+
+def test_a_model_that_stands_is_kept_while_the_hub_is_away(hub, tmp_path):
+    """Protects: offline work goes on, with the revision asked for alone; a refusal is heard of."""
+    run(hub, tmp_path)
+    assert f"kept at commit {COMMIT}" in run(hub, tmp_path, **REFUSING)
+    assert "kept" in run(hub, tmp_path, "--revision", f"{VIVIT}={COMMIT}", HF_HUB_OFFLINE="1")
+    run(hub, tmp_path, "--revision", PR, status=1, HF_HUB_OFFLINE="1")
+    hub.trouble = (503, b"busy\nfor long")
+    assert "kept" in run(hub, tmp_path)
+    hub.trouble = (403, b"")
+    run(hub, tmp_path, status=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "trouble", "reason"),
+    [
+        (REFUSING, None, "Connection refused"),
+        ({"HF_ENDPOINT": "hub.example"}, None, "missing an 'http://' or 'https://' protocol"),
+        ({"HF_ENDPOINT": "http://127.0.0.1:99999"}, None, "Port out of range"),
+        ({"HF_HUB_OFFLINE": "1"}, None, "offline mode is enabled"),
+        ({"ALL_PROXY": "socks5://127.0.0.1:1"}, None, "SOCKS proxy"),
+        ({"blocks": "8"}, None, "too large"),  # stands for a full disk
+        ({}, MISSING, "Revision Not Found"),
+        ({}, (401, b"", {"X-Error-Code": "RepoNotFound"}), "Repository Not Found"),
+        ({}, (200, b"<html>log in</html>"), "JSONDecodeError"),
+        ({}, (200, b"{}"), "KeyError"),
+    ],
+)
+def test_a_failure_is_one_line(hub, tmp_path, settings, trouble, reason):
+    """Protects: what is wrong and where to look, at once, without a traceback."""
+    hub.trouble = trouble
+    line = run(hub, tmp_path, status=1, **settings)
+    assert line.startswith(f"error: {VIVIT}: ") and reason in line and "; check " in line
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(hub, tmp_path):
+    """Protects: a wrong --models-dir is named."""
+    line = run(hub, tmp_path, "--models-dir", str(SCRIPT), status=1)
+    assert str(SCRIPT) in line and line.endswith("check --models-dir")
+
+
+def test_a_hub_that_never_answers_is_given_up(hub, tmp_path):
+    """Protects: no hang."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert "Timeout" in run(hub, tmp_path, status=1, HF_ENDPOINT=endpoint)
+
+
+def test_pickled_weights_alone_name_the_remedy(hub, tmp_path):
+    """Protects: no fallback to pickle, and the line that says what to pass instead."""
+    hub.revisions["main"] = (COMMIT, {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    line = run(hub, tmp_path, status=1)
+    assert "main has no safetensors; pass --revision vivit-b-16x2=REV" in line
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("text", ["vivit-b-16x2", "vivit-b-16x2=", "other=main"])
+def test_a_wrong_revision_option_is_a_usage_error(hub, tmp_path, text):
+    """Protects: a mistyped option must not silently fetch main."""
+    assert "NAME=REV" in run(hub, tmp_path, "--revision", text, status=2)

@@ -3,8 +3,10 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import wave
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +19,7 @@ from PIL import Image
 from tests.helpers.bad_media import hang_on_bad
 from tests.helpers.disks import change, small_disk, unfinished
 from utils import raw_video_preprocess
-from utils.data.extraction import extract_clip
+from utils.data.extraction import SCRATCH, extract_clip
 from utils.data.media import even_indices, read_frames
 from utils.raw_video_preprocess import preprocess
 
@@ -231,6 +233,29 @@ def test_a_decoder_that_hangs_costs_one_clip(videos, tmp_path, monkeypatch):
     summary = preprocess(videos, tmp_path / "out", **settings, quiet=True)
     assert summary.done == 2 and summary.failed == {"bad.mp4": "took longer than 3 s"}
     assert not unfinished(tmp_path / "out")
+
+
+def test_an_interrupt_ends_in_one_line(videos, tmp_path):
+    """Ctrl-C in a terminal ends the command in a line, also while a decoder hangs; finished clips
+    stay, and what was begun is removed."""
+    (videos / "bad.mp4").touch()
+    (videos / "b.mp4").rename(videos / "c.mp4")  # waits for the one worker, which hangs
+    code = (
+        "from tests.helpers.bad_media import hang_on_bad; from utils import raw_video_preprocess;"
+        "raw_video_preprocess.extract_clip = hang_on_bad; raw_video_preprocess.main()"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", code, videos, out, "--size", "8", "--workers", "1"]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=SCRIPT.parents[1], start_new_session=True
+    ) as run:
+        while run.poll() is None and not (out / f"{SCRATCH}bad").exists():
+            time.sleep(0.01)
+        os.killpg(run.pid, signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 1 and "Traceback" not in said
+    assert said.splitlines()[-1].startswith("interrupted; run the same command again")
+    assert not unfinished(out) and [p.name for p in (out / "ast_audio").iterdir()] == ["a.wav"]
 
 
 def test_a_full_disk_stops_the_run(videos, tmp_path):

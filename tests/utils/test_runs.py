@@ -4,17 +4,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from tests.helpers.fake_stage import Config
+from tests.helpers.fake_stage import Config, main
+from tests.helpers.scripts import LIMIT, ROOT, until
 from utils.runs import Run, RunsFailed, run_all, unique
-from utils.training.log import finished
+from utils.training.identity import finished
 
-ROOT = Path(__file__).resolve().parents[2]
 STAGE = "tests.helpers.fake_stage"
 
 
@@ -73,7 +71,8 @@ def test_finished_means_the_same_run(tmp_path, monkeypatch):
     """Other hyperparameters, another start, other code, lost weights or damaged metrics are not
     finished; other places to work in change nothing."""
     start, run = make(tmp_path, "start"), make(tmp_path, "end", after="start")
-    run_all([start, run], jobs=1)
+    main(start.config)
+    main(run.config)
     assert finished(run.config)
     assert finished(replace(run.config, workers=7))
     assert not finished(replace(run.config, seed=9))
@@ -83,7 +82,7 @@ def test_finished_means_the_same_run(tmp_path, monkeypatch):
     assert not finished(start.config)
     (tmp_path / "start.pth").write_bytes(weights)
     assert finished(run.config) and finished(start.config)
-    monkeypatch.setattr("utils.training.log.code_version", lambda: "another")
+    monkeypatch.setattr("utils.training.identity.code_of", lambda config: "another")
     assert not finished(start.config)
     monkeypatch.undo()
     (tmp_path / "start.pth").unlink()
@@ -95,40 +94,26 @@ def test_finished_means_the_same_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_nothing_runs_on_after_an_interrupt(tmp_path, number):
-    """Interrupted or told to end, a sweep leaves no process behind."""
-    code = (
+    """Interrupted or told to end while a run is under way, a sweep leaves no process behind."""
+    script, log = tmp_path / "sweep.py", tmp_path / "long.log"
+    script.write_text(
         "from tests.utils.test_runs import make\n"
         "from utils.runs import run_all\n"
         "if __name__ == '__main__':\n"
-        f"    run_all([make({str(tmp_path)!r}, 'long', sleeps=100.0)], jobs=1)\n"
+        f"    run_all([make({str(tmp_path)!r}, 'long', waits=True)], jobs=1)\n"
     )
-    script = tmp_path / "sweep.py"
-    script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, str(script)], cwd=ROOT, env=environment, stderr=subprocess.PIPE
+        [sys.executable, str(script)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,  # which every process that it starts holds open to its end
+        start_new_session=True,
     )
-    log = tmp_path / "long.log"
-    deadline = time.time() + 60
-    while not (log.exists() and log.read_text()) and time.time() < deadline:
-        time.sleep(0.2)
-    process.send_signal(number)
-    process.communicate(timeout=20)
-    deadline = time.time() + 10
-    while (left := running(str(tmp_path), process.pid)) and time.time() < deadline:
-        time.sleep(0.2)
-    assert not left and not (tmp_path / "long.json").exists()
-
-
-def running(name: str, group: int) -> list[str]:
-    """Processes that still have `name` open or in their command line."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            files = [os.readlink(f) for f in (folder / "fd").iterdir()]
-            command = (folder / "cmdline").read_text()
-        except OSError:
-            continue
-        if folder.name != str(os.getpid()) and (name in command or any(name in f for f in files)):
-            found.append(command)
-    return found
+    try:
+        until(lambda: log.exists() and log.read_text() == "says long\n", process)
+        process.send_signal(number)
+        process.communicate(timeout=LIMIT)  # to the end of the last of them
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode and not (tmp_path / "long.json").exists()

@@ -2,8 +2,9 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from modules.foundation_model import PROMPT
-from utils.data.datasets import Caption, Question
-from utils.data.features import Reader, loading, read_tokens
+from modules.system import Batch
+from utils.data.datasets import AnnotationFile, Caption, Question
+from utils.data.features import read_tokens
+from utils.data.media import Reader
 
 IN_MEMORY = 2 << 30  # bytes; a data set below this is read once and kept
-STRETCH = 8  # batches among which rows are sorted by length
 
 
 class ClipTokens(Dataset):
@@ -67,33 +69,24 @@ class ClipMedia(Dataset):
         return *(reader(reader.path(self.root, row.video_id)) for reader in readers), row
 
 
-@dataclass
-class Batch:
-    """What a step reads; everything is padded on the right."""
+class Clips(dict[str, ClipTokens | ClipMedia]):
+    """The rows of every split that have media, by split.
 
-    visual: Tensor  # (batch, 1 + visual tokens, encoder width)
-    audio: Tensor  # (batch, 2 + audio tokens, encoder width)
-    ids: Tensor  # (batch, text tokens): the caption, or the question in its prompt
-    mask: Tensor  # (batch, text tokens), True at real tokens
-    text: Tensor  # (batch,), a number for each distinct text
-    answer_ids: Tensor | None  # (batch, answer tokens), end of text last
-    answer_mask: Tensor | None
-    rows: list  # the captions or questions themselves
-    # Without a cache `visual` and `audio` are encoder inputs, and this counts each clip's windows.
-    windows: list[int] | None = None
+    Args:
+        files: each split's annotation file.
+        total: rows of each split, those without media included.
+        left_out: clips that are missing or cannot be read, with the reason.
+    """
 
-    def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
-        moved = self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-        return replace(moved, visual=moved.visual.float(), audio=moved.audio.float())
-
-    def pin_memory(self) -> "Batch":
-        """The loader asks for this, so that copies to an accelerator do not hold up the host."""
-        return self._each(Tensor.pin_memory)
-
-    def _each(self, change) -> "Batch":
-        return Batch(
-            **{k: change(v) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
-        )
+    def __init__(
+        self,
+        splits: dict[str, ClipTokens | ClipMedia],
+        files: dict[str, AnnotationFile],
+        total: dict[str, int],
+        left_out: dict[str, str],
+    ):
+        super().__init__(splits)
+        self.files, self.total, self.left_out = files, total, left_out
 
 
 def pad(rows: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
@@ -149,17 +142,13 @@ class Collate:
 class ShuffledBatches(Sampler):
     """The row numbers of every batch: shuffled passes over all rows, whole batches alone.
 
-    With the rows' lengths given, rows of like length share a batch, so that little is padding:
-    each stretch of a pass, `STRETCH` batches long, is sorted by length before it is cut into
-    batches, whose order is shuffled again. The same in every process, of which each takes its
-    share of a batch.
+    The same in every process, of which each takes its share of a batch.
     """
 
     rows: int
     batch_size: int
     batches: int
     seed: int
-    lengths: list[int] | None = None
     skip: int = 0  # batches that a run read before it was stopped
     drop_last = True
 
@@ -173,30 +162,31 @@ class ShuffledBatches(Sampler):
         return islice(self._passes(), self.skip, self.batches)
 
     def _passes(self) -> Iterator[list[int]]:
-        generator = torch.Generator().manual_seed(self.seed)
+        generator, whole = torch.Generator().manual_seed(self.seed), self.rows // self.batch_size
         while True:
-            yield from self._a_pass(generator)
-
-    def _a_pass(self, generator: torch.Generator) -> list[list[int]]:
-        size = self.batch_size
-        order = torch.randperm(self.rows, generator=generator)[: self.rows // size * size]
-        if self.lengths is None:
-            return [part.tolist() for part in order.split(size)]
-        length, batches = torch.tensor(self.lengths), []
-        for stretch in order.split(STRETCH * size):
-            parts = stretch[length[stretch].argsort(stable=True)].split(size)
-            batches += [parts[i].tolist() for i in torch.randperm(len(parts), generator=generator)]
-        return batches
+            order = torch.randperm(self.rows, generator=generator)[: whole * self.batch_size]
+            yield from (part.tolist() for part in order.split(self.batch_size))
 
 
-def training_loader(
-    data: Dataset, collate: Collate, config: Any, skip: int = 0, by_length: bool = False
-) -> DataLoader:
+def loading(workers: int) -> dict:
+    """How loaders work: in processes that hold no accelerator and none of this process's threads,
+    forked from one that has imported what they need, once."""
+    if workers:
+        get_context("forkserver").set_forkserver_preload(["utils.data.clips"])
+    return {
+        # Each loader draws its workers' seeds from here, so that reading one changes nothing else.
+        "generator": torch.Generator(),
+        "num_workers": workers,
+        "pin_memory": torch.cuda.is_available(),
+        "multiprocessing_context": "forkserver" if workers else None,
+    }
+
+
+def training_loader(data: Dataset, collate: Collate, config: Any, skip: int = 0) -> DataLoader:
     """Shuffled batches for `config.steps` steps of `config.accumulate` batches each, without the
-    first `skip`; `by_length` puts texts of like length together."""
-    lengths = [len(row.text) for row in data.rows] if by_length else None
+    first `skip`."""
     batches = config.steps * config.accumulate
-    sampler = ShuffledBatches(len(data), config.batch, batches, config.seed, lengths, skip)
+    sampler = ShuffledBatches(len(data), config.batch, batches, config.seed, skip)
     options = loading(0 if data.kept else config.workers)
     return DataLoader(data, batch_sampler=sampler, collate_fn=collate, **options)
 

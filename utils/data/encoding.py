@@ -1,83 +1,100 @@
 """Every clip is encoded once, before training, or at every step in a run without a cache."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
-from utils.data.clips import ClipMedia, ClipTokens
-from utils.data.datasets import DataError, listing, without_media
+from modules.system import System
+from modules.token_transmitter import TokenTransmitter
+from utils.data.clips import ClipMedia, Clips, ClipTokens, loading
+from utils.data.datasets import DataError, listing, read_splits, without_media
 from utils.data.features import (
     Job,
     cache_folder,
-    cache_tokens,
     check_space,
     clip_bytes,
     missing,
     model_fingerprint,
-    unreadable,
+    packed,
 )
-from utils.system import System
+from utils.data.media import MediaError, Reader
+from utils.files import write_whole
+from utils.mini.world import prepare_mini
 from utils.training.processes import merge, share, total
 
 # Visual tokens, audio tokens and compression, for which clips are cached.
 Way = tuple[int, int, str]
 
 
-def encode_clips(
-    system: System,
+def load_clips(
     config: Any,
-    root: Path,
-    rows: dict[str, list],
+    read: Callable,
+    system: System,
+    readers: dict[str, Reader],
     accelerator: Accelerator,
     also: Sequence[Way] = (),
-) -> tuple[dict[str, ClipTokens | ClipMedia], dict[str, str]]:
-    """The rows of every split with their clips' tokens, and the clips that are left out because
-    their media are missing or cannot be read, each with the reason.
+) -> Clips:
+    """The rows of every split with their clips' tokens.
 
     Each process encodes its share of what is not cached yet; then the encoders are released.
     With `--cache none` clips are only checked here, and encoded at every step. Compressions named
-    in `also` are cached along, at no further call of the encoders.
+    in `also` are cached along, at no further call of the encoders. In the mini preset the data set
+    is made first if it is missing.
+
+    Args:
+        read: `read_valor` or `read_music_avqa`.
+        readers: of media, as `build_system` gives them.
+
+    Raises:
+        DataError: for annotations that cannot be read, or a split of which no clip is left.
     """
+    root = Path(config.data)
+    prepare_mini(config, accelerator)
+    rows, files = read_splits(read, root)
     absent, video_ids = {}, []
     for split in rows.values():
         absent |= without_media(root, [row.video_id for row in split])
         video_ids += [row.video_id for row in split if row.video_id not in absent]
     video_ids = share(list(dict.fromkeys(video_ids)), accelerator)
     if config.cache == "none":
-        folders, bad = check_clips(system, config, root, video_ids, accelerator)
+        folders, bad = {}, unreadable_clips(config, readers, root, video_ids, accelerator)
     else:
-        folders, bad = fill_cache(system, config, root, video_ids, accelerator, also)
-    left_out = absent | merge(bad)  # which also waits for all processes
+        folders, bad = fill_cache(system, config, readers, root, video_ids, accelerator, also)
+    left_out = dict(sorted((absent | merge(bad)).items()))  # which also waits for all processes
     if left_out:
         accelerator.print(listing(left_out), flush=True)
     if folders:
         system.release_encoders()
-    clips = {}
+    splits = {}
     for split, part in rows.items():
         good = [row for row in part if row.video_id not in left_out]
         if not good:
             raise DataError(f"{root}: no clip of the {split} split is left to read")
-        clips[split] = (
-            ClipTokens(good, folders) if folders else ClipMedia(good, root, system.readers)
-        )
-    return clips, dict(sorted(left_out.items()))
+        splits[split] = ClipTokens(good, folders) if folders else ClipMedia(good, root, readers)
+    return Clips(splits, files, {split: len(part) for split, part in rows.items()}, left_out)
 
 
 def fill_cache(
     system: System,
     config: Any,
+    readers: dict[str, Reader],
     root: Path,
     video_ids: list[str],
     accelerator: Accelerator,
     also: Sequence[Way] = (),
 ) -> tuple[dict[str, Path], dict[str, str]]:
     """Encode the clips that are not cached; the cache's folders, and the bad clips."""
-    transmitters = {"visual": system.img_tx, "audio": system.audio_tx}
     models = {"visual": config.visual_encoder, "audio": config.audio_encoder}
     folders, ways, jobs, bad, size = {}, {}, {}, {}, 0
-    for i, (kind, tx) in enumerate(transmitters.items()):
+    for i, (kind, tx) in enumerate(system.transmitters.items()):
         frames = getattr(tx.encoder.config, "num_frames", 0)
         fingerprint = model_fingerprint(models[kind])
         wanted: dict[str, Job] = {}
@@ -87,7 +104,7 @@ def fill_cache(
             if folder in ways[kind]:
                 continue
             ways[kind][folder] = way
-            todo, lost = missing(system.readers[kind], folder, root, video_ids)
+            todo, lost = missing(readers[kind], folder, root, video_ids)
             wanted |= {job.video_id: job for job in todo}
             bad |= lost
             size += total(len(todo)) * clip_bytes(way)
@@ -95,10 +112,10 @@ def fill_cache(
         jobs[kind] = list(wanted.values())
     if size:
         accelerator.print(f"the cache grows by {check_space(Path(config.cache), size)}", flush=True)
-    for kind in transmitters:
+    for kind in ways:
         bad |= cache_tokens(
             ways[kind],
-            system.readers[kind],
+            readers[kind],
             jobs[kind],
             accelerator.device,
             config.encode_batch,
@@ -108,18 +125,105 @@ def fill_cache(
     return folders, bad
 
 
-def check_clips(
-    system: System, config: Any, root: Path, video_ids: list[str], accelerator: Accelerator
-) -> tuple[dict[str, Path], dict[str, str]]:
-    """Without a cache: no folders, and the clips that cannot be read."""
+def unreadable_clips(
+    config: Any,
+    readers: dict[str, Reader],
+    root: Path,
+    video_ids: list[str],
+    accelerator: Accelerator,
+) -> dict[str, str]:
+    """The clips that cannot be read, with their reasons: the check of a run without a cache."""
+    found = {}
+    for reader in readers.values():
+        paths = [reader.path(root, video_id) for video_id in video_ids]
+        loader = media_batches(reader, paths, config.encode_batch, config.workers)
+        quiet = not accelerator.is_main_process
+        bar = tqdm(loader, f"checking {reader.kind}", unit="batch", disable=quiet)
+        found |= {video_ids[i]: reason for _, _, bad in bar for i, reason in bad}
+    return found
+
+
+@dataclass
+class Inputs(Dataset):
+    """Reads clips as an encoder wants them; a bad clip gives its reason instead."""
+
+    paths: list[Path]
+    read: Reader
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> tuple[int, Tensor | str]:
+        try:
+            return i, self.read(self.paths[i])
+        except (MediaError, OSError) as error:
+            return i, " ".join(str(error).split())
+
+
+def join_inputs(
+    items: list[tuple[int, Tensor | str]],
+) -> tuple[Tensor | None, list[tuple[int, int]], list[tuple[int, str]]]:
+    """A batch's inputs, the number and rows of each good clip, the number and reason of each bad
+    one. Done in the workers, so that what they hand over can be pinned as it is."""
+    good = [(i, x) for i, x in items if not isinstance(x, str)]
+    bad = [(i, x) for i, x in items if isinstance(x, str)]
+    inputs = torch.cat([x for _, x in good]) if good else None
+    return inputs, [(i, len(x)) for i, x in good], bad
+
+
+def media_batches(reader: Reader, paths: list[Path], batch: int, workers: int) -> DataLoader:
+    """Clips as `join_inputs` gives them, read in workers that hold no accelerator."""
+    return DataLoader(
+        Inputs(paths, reader), batch_size=batch, collate_fn=join_inputs, **loading(workers)
+    )
+
+
+@torch.inference_mode()
+def cache_tokens(
+    ways: dict[Path, TokenTransmitter],
+    reader: Reader,
+    todo: list[Job],
+    device: torch.device,
+    batch: int = 32,
+    workers: int = 2,
+    quiet: bool = False,
+) -> dict[str, str]:
+    """Encode clips and keep their tokens; returns the bad clips with their reasons.
+
+    `ways` holds a folder for each compression, with a transmitter; they share the encoder, which
+    reads a clip once for all of them.
+
+    Clips are read in loader workers, encoded in batches and written by a thread beside, each as
+    soon as it is done, so that an interrupted run goes on where it stopped.
+    """
     bad: dict[str, str] = {}
-    for reader in system.readers.values():
-        bad |= unreadable(
-            reader,
-            root,
-            video_ids,
-            config.encode_batch,
-            config.workers,
-            quiet=not accelerator.is_main_process,
-        )
-    return {}, bad
+    if not todo:
+        return bad
+    for folder in ways:
+        folder.mkdir(parents=True, exist_ok=True)
+    tx = next(iter(ways.values()))
+    tx.encoder.to(device)
+
+    def keep(jobs: list[Job], tokens: dict[Path, Tensor]) -> None:
+        for folder, clips in tokens.items():
+            for job, clip in zip(jobs, clips, strict=True):
+                write_whole(folder / f"{job.video_id}.safetensors", packed(clip, job.stamp))
+
+    name = type(tx.encoder).__name__.removesuffix("Model")
+    bar = tqdm(
+        total=len(todo), desc=f"encoding {reader.kind} by {name}", unit="clip", disable=quiet
+    )
+    with bar, ThreadPoolExecutor(1) as disk:
+        writing = None
+        for inputs, good, failed in media_batches(reader, [j.path for j in todo], batch, workers):
+            bad |= {todo[i].video_id: reason for i, reason in failed}
+            if inputs is not None:
+                clips = tx.read(inputs.to(device, non_blocking=True), [rows for _, rows in good])
+                tokens = {f: way.compress(clips).half().cpu() for f, way in ways.items()}
+                if writing is not None:
+                    writing.result()  # a full disk shows here
+                writing = disk.submit(keep, [todo[i] for i, _ in good], tokens)
+            bar.update(len(good) + len(failed))
+        if writing is not None:
+            writing.result()
+    return bad

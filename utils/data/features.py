@@ -10,9 +10,6 @@ import hashlib
 import inspect
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,15 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from modules.token_compression import COMPRESSIONS
 from modules.token_transmitter import TokenTransmitter
-from utils.data.datasets import frames_path, wav_path
-from utils.data.media import MediaError, frame_paths
-from utils.data.models import audio_input, check_folder, video_input
-from utils.files import write_whole
+from utils.data.media import MediaError, Reader, frame_paths
+from utils.data.models import check_folder
 
 VERSION = 1  # raise it when the way inputs are made changes
 
@@ -77,24 +70,6 @@ def read_tokens(path: Path, stamp: str | None) -> Tensor | None:
     except (FileNotFoundError, SafetensorError, KeyError):
         pass
     return None
-
-
-@dataclass(frozen=True)
-class Reader:
-    """Turns a clip's media into encoder inputs (rows, ...); picklable, for loader workers."""
-
-    processor: object
-    config: object
-    kind: str  # "visual" or "audio"
-
-    def __call__(self, path: Path) -> Tensor:
-        if self.kind == "audio":
-            return audio_input(self.processor, path)
-        return video_input(self.processor, path, self.config)[None]
-
-    def path(self, root: str | Path, video_id: str) -> Path:
-        """Where a clip's media of this kind lies."""
-        return (wav_path if self.kind == "audio" else frames_path)(root, video_id)
 
 
 class Job(NamedTuple):
@@ -146,118 +121,3 @@ def check_space(folder: Path, needed: int) -> str:
     if needed > free:
         raise OSError(f"the cache takes {sizes}; name a larger disk by --cache, or --cache none")
     return sizes
-
-
-@dataclass
-class Inputs(Dataset):
-    """Reads clips as an encoder wants them; a bad clip gives its reason instead."""
-
-    paths: list[Path]
-    read: Reader
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> tuple[int, Tensor | str]:
-        try:
-            return i, self.read(self.paths[i])
-        except (MediaError, OSError) as error:
-            return i, " ".join(str(error).split())
-
-
-def join_inputs(
-    items: list[tuple[int, Tensor | str]],
-) -> tuple[Tensor | None, list[tuple[int, int]], list[tuple[int, str]]]:
-    """A batch's inputs, the number and rows of each good clip, the number and reason of each bad
-    one. Done in the workers, so that what they hand over can be pinned as it is."""
-    good = [(i, x) for i, x in items if not isinstance(x, str)]
-    bad = [(i, x) for i, x in items if isinstance(x, str)]
-    inputs = torch.cat([x for _, x in good]) if good else None
-    return inputs, [(i, len(x)) for i, x in good], bad
-
-
-def loading(workers: int) -> dict:
-    """How loaders work: in processes that hold no accelerator and none of this process's threads,
-    forked from one that has imported what they need, once."""
-    if workers:
-        get_context("forkserver").set_forkserver_preload(["utils.data.clips"])
-    return {
-        # Each loader draws its workers' seeds from here, so that reading one changes nothing else.
-        "generator": torch.Generator(),
-        "num_workers": workers,
-        "pin_memory": torch.cuda.is_available(),
-        "multiprocessing_context": "forkserver" if workers else None,
-    }
-
-
-def media_batches(reader: Reader, paths: list[Path], batch: int, workers: int) -> DataLoader:
-    """Clips as `join_inputs` gives them, read in workers that hold no accelerator."""
-    return DataLoader(
-        Inputs(paths, reader), batch_size=batch, collate_fn=join_inputs, **loading(workers)
-    )
-
-
-def unreadable(
-    reader: Reader,
-    root: str | Path,
-    video_ids: list[str],
-    batch: int,
-    workers: int,
-    quiet: bool = False,
-) -> dict[str, str]:
-    """The clips that cannot be read, with their reasons: the check of a run without a cache."""
-    paths = [reader.path(root, video_id) for video_id in video_ids]
-    loader = media_batches(reader, paths, batch, workers)
-    bar = tqdm(loader, f"checking {reader.kind}", unit="batch", disable=quiet)
-    return {video_ids[i]: reason for _, _, bad in bar for i, reason in bad}
-
-
-@torch.inference_mode()
-def cache_tokens(
-    ways: dict[Path, TokenTransmitter],
-    reader: Reader,
-    todo: list[Job],
-    device: torch.device,
-    batch: int = 32,
-    workers: int = 2,
-    quiet: bool = False,
-) -> dict[str, str]:
-    """Encode clips and keep their tokens; returns the bad clips with their reasons.
-
-    `ways` holds a folder for each compression, with a transmitter; they share the encoder, which
-    reads a clip once for all of them.
-
-    Clips are read in loader workers, encoded in batches and written by a thread beside, each as
-    soon as it is done, so that an interrupted run goes on where it stopped.
-    """
-    bad: dict[str, str] = {}
-    if not todo:
-        return bad
-    for folder in ways:
-        folder.mkdir(parents=True, exist_ok=True)
-    tx = next(iter(ways.values()))
-    tx.encoder.to(device)
-
-    def keep(jobs: list[Job], tokens: dict[Path, Tensor]) -> None:
-        for folder, clips in tokens.items():
-            for job, clip in zip(jobs, clips, strict=True):
-                write_whole(folder / f"{job.video_id}.safetensors", packed(clip, job.stamp))
-
-    name = type(tx.encoder).__name__.removesuffix("Model")
-    bar = tqdm(
-        total=len(todo), desc=f"encoding {reader.kind} by {name}", unit="clip", disable=quiet
-    )
-    with bar, ThreadPoolExecutor(1) as disk:
-        writing = None
-        for inputs, good, failed in media_batches(reader, [j.path for j in todo], batch, workers):
-            bad |= {todo[i].video_id: reason for i, reason in failed}
-            if inputs is not None:
-                clips = tx.read(inputs.to(device, non_blocking=True), [rows for _, rows in good])
-                tokens = {f: way.compress(clips).half().cpu() for f, way in ways.items()}
-                if writing is not None:
-                    writing.result()  # a full disk shows here
-                writing = disk.submit(keep, [todo[i] for i, _ in good], tokens)
-            bar.update(len(good) + len(failed))
-        if writing is not None:
-            writing.result()
-    return bad

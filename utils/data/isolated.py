@@ -1,14 +1,14 @@
 """Calls in processes of their own, so that one that crashes or hangs costs itself alone."""
 
-import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 
@@ -19,61 +19,69 @@ def in_processes(
 
     A call that ends its process, or takes longer than `seconds` and is ended with it, gives that
     as the item's only problem; a new process takes over. An exception is raised here, once what is
-    under way has ended. Function and items must be picklable.
+    under way has ended; an interrupt ends it at once. Function and items must be picklable.
     """
-    queue, running = deque(items), {}
-    idle = [new_pool() for _ in range(min(max(1, workers), len(queue)))]
+    queue, idle, busy, failure = deque(items), [], {}, None
     try:
-        while queue or running:
-            while queue and idle:
-                pool, item = idle.pop(), queue.popleft()
-                future = pool.submit(limited, seconds, find_problems, item)
-                running[future] = pool, item, time.monotonic()
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                pool, item, began = running[future]
+        while queue or busy:
+            while queue and len(busy) < max(1, workers):
+                item = queue.popleft()
+                pipe, process = idle.pop() if idle else new_worker(find_problems, seconds)
+                busy[pipe] = process, item
+                with suppress(OSError):  # it was killed meanwhile, which is noticed below
+                    pipe.send(item)
+            for pipe in wait(busy):
+                process, item = busy.pop(pipe)
                 try:
-                    problems = future.result()
-                except BrokenProcessPool:
-                    late = time.monotonic() - began >= seconds
-                    problems = [
-                        f"took longer than {seconds:g} s"
-                        if late
-                        else "the decoder crashed on it or ran out of memory"
-                    ]
-                    pool.shutdown()
-                    pool = new_pool()
-                del running[future]
-                idle.append(pool)
-                yield item, problems
+                    problems = pipe.recv()
+                    idle.append((pipe, process))
+                except (EOFError, OSError):
+                    process.join()
+                    late = process.exitcode == -signal.SIGALRM
+                    crashed = "the decoder crashed on it or ran out of memory"
+                    problems = [f"took longer than {seconds:g} s" if late else crashed]
+                if isinstance(problems, Exception):
+                    failure = problems
+                    queue.clear()
+                else:
+                    yield item, problems
+        if failure:
+            raise failure
     finally:
-        for pool in (*idle, *(pool for pool, *_ in running.values())):
-            pool.shutdown()
+        for process in [p for _, p in idle] + [p for p, _ in busy.values()]:
+            process.kill()
+            process.join()
 
 
-def limited(seconds: float, call: Callable, item: Any) -> Any:
-    """call(item), in a process that ends when it takes longer."""
-    # The system ends it, whatever it is doing: a decoder that hangs runs no Python any more.
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        return call(item)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def new_pool() -> ProcessPoolExecutor:
-    """A pool of one process, so that it is known whose call ended it."""
+def new_worker(find_problems: Callable, seconds: float) -> tuple[Connection, BaseProcess]:
     # spawn, not fork: the caller may run threads of torch, which do not survive a fork
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, mp_context=spawn, initializer=follow_parent)
+    spawn = get_context("spawn")
+    pipe, end = spawn.Pipe()
+    process = spawn.Process(target=work, args=(end, find_problems, seconds), daemon=True)
+    # Ctrl-C is the caller's: the process inherits that it is blocked, so even its start is quiet.
+    resource_tracker.ensure_running()  # or `start` would begin it, and that unblocks Ctrl-C
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with end:
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return pipe, process
 
 
-def follow_parent() -> None:
-    """Leave Ctrl-C to the parent process, end with it even if it is killed, and by the alarm."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def work(pipe: Connection, find_problems: Callable, seconds: float) -> None:
+    """Answer what comes through the pipe, and end with the caller's process, even if it is killed:
+    at once, or when the time is up if a decoder hangs so that no other thread runs."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    with suppress(EOFError, OSError):  # the caller's end, seen before the thread saw it
+        while True:
+            item = pipe.recv()
+            # The system ends it, whatever it does: a decoder that hangs runs no Python any more.
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            try:
+                answer = find_problems(item)
+            except Exception as error:
+                answer = error
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            pipe.send(answer)

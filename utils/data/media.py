@@ -1,14 +1,23 @@
-"""Read what the preprocessing wrote, a folder of frames and a wav file, whatever their form."""
+"""Read what the preprocessing wrote, a folder of frames and a wav file, whatever their form, and
+make encoder inputs of it."""
 
 import math
 import re
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
+import torch
 from PIL import Image
 from scipy.signal import resample_poly
+from torch import Tensor
+from transformers import ASTFeatureExtractor, VivitImageProcessor
+
+from utils.data.datasets import frames_path, wav_path
 
 FRAME_NAME = re.compile(r"frame_(\d+)\.(png|jpg|jpeg)", re.IGNORECASE)
 
@@ -112,3 +121,57 @@ def read_wav(path: Path, sample_rate: int = 16000) -> np.ndarray:
 def one_line(error: Exception) -> str:
     """The message of an error with its line breaks removed, or its kind if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def video_input(processor: VivitImageProcessor, config: Any, folder: Path) -> Tensor:
+    """A clip's frames as ViViT reads them: (1, frames, 3, height, width), float32.
+
+    Frames are resized to the model's size whole: a centre crop would cut off the performers at
+    the sides.
+    """
+    frames = read_frames(folder, config.num_frames)  # (frames, height, width, 3)
+    side = config.image_size
+    wanted = tuple(side) if isinstance(side, (list, tuple)) else (side, side)
+    out = processor(
+        list(frames),
+        do_resize=frames.shape[1:3] != wanted,
+        size={"height": wanted[0], "width": wanted[1]},
+        do_center_crop=False,
+        input_data_format="channels_last",  # not guessed: a picture may be 3 pixels high
+        return_tensors="np",
+    )
+    return torch.from_numpy(out["pixel_values"].astype(np.float32))
+
+
+def audio_input(extractor: ASTFeatureExtractor, config: Any, path: Path) -> Tensor:
+    """A clip's sound as AST reads it: (windows, time, mel), float32.
+
+    The whole clip is read as consecutive windows of the model's length (10.24 s for the published
+    one), so that no sound is dropped.
+    """
+    rate = extractor.sampling_rate
+    wave = read_wav(path, rate)
+    if len(wave) < 0.025 * rate:
+        raise MediaError(f"{path}: shorter than 25 ms; remove the clip")
+    hop, frame = rate // 100, rate // 40  # kaldi's 10 ms hop and 25 ms frame
+    step = extractor.max_length * hop
+    windows = [wave[i : i + step + frame - hop] for i in range(0, len(wave) - frame + 1, step)]
+    out = extractor(windows, sampling_rate=rate, return_tensors="np")
+    return torch.from_numpy(np.asarray(out["input_values"], dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Turns a clip's media into encoder inputs (rows, ...); picklable, for loader workers."""
+
+    kind: str  # of media: visual or audio
+    read: Callable[[Any, Any, Path], Tensor]
+    processor: Any
+    config: Any  # the encoder's, of transformers
+
+    def __call__(self, path: Path) -> Tensor:
+        return self.read(self.processor, self.config, path)
+
+    def path(self, root: str | Path, video_id: str) -> Path:
+        """Where a clip's media of this kind lies."""
+        return (wav_path if self.kind == "audio" else frames_path)(root, video_id)

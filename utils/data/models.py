@@ -1,18 +1,19 @@
-"""Loading pretrained models from a folder in the Hugging Face layout, and feeding them.
-
-The mini models and the published ones go through the same functions.
+"""Pretrained models from folders in the Hugging Face layout, what feeds them, and the system that
+they make. The mini models and the published ones go through the same functions.
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import (
     ASTFeatureExtractor,
     ASTModel,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedTokenizerBase,
@@ -20,7 +21,8 @@ from transformers import (
     VivitModel,
 )
 
-from utils.data.media import MediaError, read_frames, read_wav
+from modules.system import System
+from utils.data.media import Reader, audio_input, video_input
 
 KEPT = ("repo_id", "commit")  # of what the download records
 
@@ -91,19 +93,6 @@ def load_weights(kind: type, folder: Path, **options: Any) -> nn.Module:
     return model
 
 
-def load_ast(folder: str | Path) -> tuple[nn.Module, ASTFeatureExtractor]:
-    """The audio encoder and its feature extractor."""
-    folder = check_folder(folder)
-    return load_weights(ASTModel, folder), load(ASTFeatureExtractor, folder)
-
-
-def load_vivit(folder: str | Path) -> tuple[nn.Module, VivitImageProcessor]:
-    """The video encoder and its image processor."""
-    folder = check_folder(folder)
-    model = load_weights(VivitModel, folder, add_pooling_layer=False)
-    return model, load(VivitImageProcessor, folder)
-
-
 def load_language_model(
     folder: str | Path, dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -118,38 +107,84 @@ def load_language_model(
     return model, tokenizer
 
 
-def video_input(processor: VivitImageProcessor, folder: Path, config) -> Tensor:
-    """A clip's frames as ViViT reads them: (frames, 3, height, width), float32.
+@dataclass(frozen=True)
+class Encoder:
+    """How encoders of one architecture are loaded and fed."""
 
-    Frames are resized to the model's size whole: a centre crop would cut off the performers at
-    the sides.
+    kind: str  # of media that it reads: visual or audio
+    model: type
+    processor: type
+    special: int  # tokens that it puts in front of its patch tokens
+    read: Callable[[Any, Any, Path], Tensor]  # processor, configuration, media -> (rows, ...)
+    options: dict[str, Any]  # for loading the model
+
+
+# By the `model_type` of a folder's config.json. Another architecture is one more entry.
+ENCODERS = {
+    "vivit": Encoder(
+        "visual", VivitModel, VivitImageProcessor, 1, video_input, {"add_pooling_layer": False}
+    ),
+    "audio-spectrogram-transformer": Encoder(
+        "audio", ASTModel, ASTFeatureExtractor, 2, audio_input, {}
+    ),
+}
+
+
+def encoder_of(folder: str | Path, kind: str) -> Encoder:
+    """How the encoder in a folder is loaded and fed.
+
+    Args:
+        kind: of media that it must read, `visual` or `audio`.
+
+    Raises:
+        FileNotFoundError, ModelError: in a line, for a folder without such an encoder.
     """
-    frames = read_frames(folder, config.num_frames)  # (frames, height, width, 3)
-    side = config.image_size
-    wanted = tuple(side) if isinstance(side, (list, tuple)) else (side, side)
-    out = processor(
-        list(frames),
-        do_resize=frames.shape[1:3] != wanted,
-        size={"height": wanted[0], "width": wanted[1]},
-        do_center_crop=False,
-        input_data_format="channels_last",  # not guessed: a picture may be 3 pixels high
-        return_tensors="np",
-    )
-    return torch.from_numpy(out["pixel_values"][0].astype(np.float32))
+    name = load(AutoConfig, check_folder(folder)).model_type
+    if name not in ENCODERS or ENCODERS[name].kind != kind:
+        known = ", ".join(name for name, encoder in ENCODERS.items() if encoder.kind == kind)
+        raise ModelError(folder, f"holds a {name}, no {kind} encoder ({known})")
+    return ENCODERS[name]
 
 
-def audio_input(extractor: ASTFeatureExtractor, path: Path) -> Tensor:
-    """A clip's sound as AST reads it: (windows, time, mel), float32.
+def special_tokens(config: Any) -> dict[str, int]:
+    """How many special tokens the `visual` and the `audio` encoder put before their patches."""
+    return {
+        kind: encoder_of(getattr(config, f"{kind}_encoder"), kind).special
+        for kind in ("visual", "audio")
+    }
 
-    The whole clip is read as consecutive windows of the model's length (10.24 s for the published
-    one), so that no sound is dropped.
-    """
-    rate = extractor.sampling_rate
-    wave = read_wav(path, rate)
-    if len(wave) < 0.025 * rate:
-        raise MediaError(f"{path}: shorter than 25 ms; remove the clip")
-    hop, frame = rate // 100, rate // 40  # kaldi's 10 ms hop and 25 ms frame
-    step = extractor.max_length * hop
-    windows = [wave[i : i + step + frame - hop] for i in range(0, len(wave) - frame + 1, step)]
-    out = extractor(windows, sampling_rate=rate, return_tensors="np")
-    return torch.from_numpy(np.asarray(out["input_values"], dtype=np.float32))
+
+def load_encoder(folder: str | Path, kind: str) -> tuple[nn.Module, Reader]:
+    """A frozen encoder of `visual` or `audio` media, and what reads media for it; errors as for
+    `encoder_of`."""
+    entry, folder = encoder_of(folder, kind), Path(folder)
+    model = load_weights(entry.model, folder, **entry.options)
+    processor = load(entry.processor, folder)
+    return model, Reader(entry.kind, entry.read, processor, model.config)
+
+
+@dataclass(frozen=True)
+class Processors:
+    """What turns media and text into what the system reads."""
+
+    readers: dict[str, Reader]  # by `visual` and `audio`
+    tokenizer: PreTrainedTokenizerBase
+
+
+def build_system(config: Any) -> tuple[System, Processors]:
+    """Load the frozen models and make the trained parts, initialised from `config.seed`."""
+    torch.manual_seed(config.seed)
+    special, encoders, readers = special_tokens(config), {}, {}
+    for kind in special:
+        model, readers[kind] = load_encoder(getattr(config, f"{kind}_encoder"), kind)
+        encoders[kind] = model, special[kind]
+    dtype = getattr(torch, config.dtype)
+    language_model, tokenizer = load_language_model(config.foundation_model, dtype)
+    return System(config, encoders, language_model), Processors(readers, tokenizer)
+
+
+def models_used(config: Any) -> dict[str, dict]:
+    """Where the frozen models came from: folders, and repository and commit where recorded."""
+    names = ("visual_encoder", "audio_encoder", "foundation_model")
+    folders = {name: getattr(config, name) for name in names}
+    return {name: {"path": str(path), **revision(path)} for name, path in folders.items()}

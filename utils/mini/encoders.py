@@ -20,7 +20,7 @@ from transformers import (
     VivitModel,
 )
 
-from utils.data.models import audio_input, video_input
+from utils.data.media import audio_input, video_input
 from utils.mini.scenes import (
     BANNERS,
     DURATION,
@@ -175,7 +175,7 @@ def pretrain_ast(extraction: Path, clips: dict[str, Scene], epochs: int, out: Pa
         sampling_rate=SAMPLE_RATE, num_mel_bins=MELS, max_length=TIME, do_normalize=False
     )
     wavs = [extraction / "ast_audio" / f"{name}.wav" for name in clips]
-    raw = torch.cat([audio_input(plain, w)[:1] for w in tqdm(wavs, "spectrograms")])
+    raw = torch.cat([audio_input(plain, config, w)[:1] for w in tqdm(wavs, "spectrograms")])
     mean, std = raw.mean().item(), raw.std().item()
     extractor = ASTFeatureExtractor(
         sampling_rate=SAMPLE_RATE, num_mel_bins=MELS, max_length=TIME, mean=mean, std=std
@@ -217,7 +217,7 @@ def pretrain_vivit(extraction: Path, clips: dict[str, Scene], epochs: int, out: 
     folders = [extraction / "vivit_frames" / name for name in clips]
     frames = torch.stack(
         [
-            ((video_input(processor, f, config) + 1) * 127.5).round().to(torch.uint8)
+            ((video_input(processor, config, f)[0] + 1) * 127.5).round().to(torch.uint8)
             for f in tqdm(folders, "frames")
         ]
     )

@@ -36,14 +36,8 @@ def _first_answer_tokens(weight: Tensor) -> Tensor:
     return answer[:, 1:] & ~answer[:, :-1]
 
 
-def pretrain_qwen2(clips: dict[str, Scene], steps: int, out: Path, ask: int = 6) -> dict:
-    """Train the tokenizer and the language model: caption, then questions with their answers."""
-    rng = np.random.default_rng(1)
-    drawn = list(clips.values())
-    corpus = [text_of(s, rng, ask) for s in drawn[:3000]]
-    lines = [c for c, _ in corpus] + [q + a for _, pairs in corpus for q, a in pairs]
-    blank = Qwen2Tokenizer(vocab={}, merges=[])
-    tokenizer = blank.train_new_from_iterator(lines, vocab_size=512)
+def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
+    """A small Qwen2 with random weights, scaled so that it learns from the first step."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -58,12 +52,24 @@ def pretrain_qwen2(clips: dict[str, Scene], steps: int, out: Path, ask: int = 6)
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
-    model = Qwen2ForCausalLM(config).train()
+    model = Qwen2ForCausalLM(config)
     with torch.no_grad():  # a token must be heard beside what the layers add to it
         model.model.embed_tokens.weight.normal_(0, 1)
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.div_((2 * config.num_hidden_layers) ** 0.5)
             layer.mlp.down_proj.weight.div_((2 * config.num_hidden_layers) ** 0.5)
+    return model
+
+
+def pretrain_qwen2(clips: dict[str, Scene], steps: int, out: Path, ask: int = 6) -> dict:
+    """Train the tokenizer and the language model: caption, then questions with their answers."""
+    rng = np.random.default_rng(1)
+    drawn = list(clips.values())
+    corpus = [text_of(s, rng, ask) for s in drawn[:3000]]
+    lines = [c for c, _ in corpus] + [q + a for _, pairs in corpus for q, a in pairs]
+    blank = Qwen2Tokenizer(vocab={}, merges=[])
+    tokenizer = blank.train_new_from_iterator(lines, vocab_size=512)
+    model = new_model(tokenizer).train()
     end = tokenizer.eos_token_id
 
     def encode(scene: Scene) -> tuple[list[int], list[float]]:

@@ -56,6 +56,9 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict]:
 
     Rows have MUSIC-AVQA's `type`, `question_content`, `templ_values` and `anser` (sic). A yes/no
     question is drawn so that both answers are as likely wherever the scene allows both.
+
+    One long list on purpose: a line a question, in the order in which the seed's numbers are drawn,
+    which decides what world a seed gives.
     """
     rows: list[dict] = []
     on, off, heard = scene.on_stage, scene.off_stage, scene.sounding

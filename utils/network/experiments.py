@@ -2,47 +2,53 @@
 
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from modules.digital.link import DigitalLink
 from modules.network.allocation import allocate
 from modules.network.baselines import exhaustive
 from modules.network.cell import channel_uses, from_dbm
 from utils.network.study import KINDS, Study, snr_db, spent
 from utils.report.statistics import curve as with_interval
 from utils.report.statistics import interval
-from utils.system import SPECIAL
+
+COMPARED = ("joint", "equal split")  # methods whose allocations are answered with
+LINKS = {  # bits of an entry, bits of a symbol, code rate
+    "digital: 4 bits, 16-QAM, rate 1/2": (4, 4, 1 / 2),
+    "digital: 6 bits, 16-QAM, rate 3/4": (6, 4, 3 / 4),
+    "digital: 8 bits, 64-QAM, rate 3/4": (8, 6, 3 / 4),
+}
 
 
 def against_baselines(study: Study, drops: int) -> dict:
     """By how much of its objective each baseline is undercut, over drops, and what users spend."""
-    found: dict[str, list] = {name: [] for name in study.methods}
-    costs: dict[str, list] = {name: [] for name in study.methods}
-    histories = []
-    for seed in range(drops):
-        problem = study.drop(seed)
-        for name, method in study.methods.items():
-            result = method(problem)
-            found[name].append(result.objective)
-            costs[name].append(spent(study, problem, result))
-            if result.history and seed < 8:
-                histories.append(result.history)
-    ours, *others = found
-    gains = {n: 1 - np.array(found[ours]) / np.array(found[n]) for n in others}
-    means = {
-        n: dict(zip(("mean_gain", "ci95"), interval(g), strict=True)) for n, g in gains.items()
-    }
-    for name, gain in gains.items():
-        means[name] |= {"least_gain": float(gain.min()), "better_in": float((gain > 0).mean())}
-    parts = {
-        key: {
+    problems = [study.drop(seed) for seed in range(drops)]
+    solved = {name: [(p, solve(p)) for p in problems] for name, solve in study.methods.items()}
+    objectives = {name: np.array([r.objective for _, r in of]) for name, of in solved.items()}
+    costs = {name: [spent(study, *each) for each in of] for name, of in solved.items()}
+    ours, *others = solved
+    gains = {}
+    for name in others:
+        gain = 1 - objectives[ours] / objectives[name]
+        gains[name] = dict(zip(("mean_gain", "ci95"), interval(gain), strict=True))
+        gains[name] |= {"least_gain": float(gain.min()), "better_in": float((gain > 0).mean())}
+
+    def over_drops(middle: Callable) -> dict:
+        return {
             name: {k: float(middle([row[k] for row in rows])) for k in rows[0]}
             for name, rows in costs.items()
         }
-        for key, middle in (("spent", np.mean), ("median_spent", np.median))
+
+    return {
+        "vs_baselines": gains,
+        "spent": over_drops(np.mean),
+        "median_spent": over_drops(np.median),
+        "histories": [result.history for _, result in solved[ours][:8]],
+        "drops": drops,
     }
-    return {"vs_baselines": means, **parts, "histories": histories, "drops": drops}
 
 
 def against_exhaustive(study: Study, instances: int) -> dict:
@@ -63,8 +69,8 @@ def against_exhaustive(study: Study, instances: int) -> dict:
             weight=source.uniform(0.05, 0.95),
         )
         gaps.append(allocate(problem).objective / exhaustive(problem).objective - 1)
-    within = int((np.array(gaps) <= 0.01).sum())
-    return {"instances": instances, "within_1_percent": within, "worst_gap": float(max(gaps))}
+    within = sum(gap <= 0.01 for gap in gaps)
+    return {"instances": instances, "within_1_percent": int(within), "worst_gap": float(max(gaps))}
 
 
 def over_budgets(study: Study, drops: int) -> dict:
@@ -75,41 +81,32 @@ def over_budgets(study: Study, drops: int) -> dict:
         "power": float(from_dbm(c.power_dbm)) * 2.0 ** np.arange(-6, 2),
     }
     for name, values in budgets.items():
-        rows: dict[str, list] = {method: [] for method in study.methods}
-        for value in values:
-            problems = [study.drop(seed, **{name: float(value)}) for seed in range(drops)]
-            for method, solve in study.methods.items():
-                rows[method].append([solve(problem).objective for problem in problems])
+        drawn = [[study.drop(d, **{name: float(v)}) for d in range(drops)] for v in values]
         found[name] = {"values": values.tolist()}
-        found[name] |= {method: mean_and_interval(v) for method, v in rows.items()}
+        for method, solve in study.methods.items():
+            rows = [[solve(problem).objective for problem in problems] for problems in drawn]
+            found[name][method] = mean_and_interval(rows)
     return found
 
 
-def over_users(
-    study: Study, answer: Callable, counts: Sequence[int], methods: Sequence[str], drops: int
-) -> dict:
+def over_users(study: Study, answer: Callable, drops: int) -> dict:
     """Measured accuracy, SNR and latency against the number of users that share the budgets."""
-    return {
-        "users": list(counts),
-        **{
-            name: points(study, answer, drops, [(study.methods[name], n, {}) for n in counts])
-            for name in methods
-        },
-    }
+    counts = study.config.user_counts
+    return {"users": counts, **compared(study, answer, drops, [(n, {}) for n in counts])}
 
 
-def over_weights(
-    study: Study, answer: Callable, weights: Sequence[float], methods: Sequence[str], drops: int
-) -> dict:
+def over_weights(study: Study, answer: Callable, drops: int) -> dict:
     """The front: latency, expected loss and measured accuracy by the weight of latency."""
+    weights = study.config.weights
+    cases = [(None, {"weight": w}) for w in weights]
+    return {"weights": weights, **compared(study, answer, drops, cases)}
+
+
+def compared(study: Study, answer: Callable, drops: int, cases: list[tuple]) -> dict:
+    """`points` of each compared method over the same cases (users, changes)."""
     return {
-        "weights": list(weights),
-        **{
-            name: points(
-                study, answer, drops, [(study.methods[name], None, {"weight": w}) for w in weights]
-            )
-            for name in methods
-        },
+        name: points(study, answer, drops, [(study.methods[name], *case) for case in cases])
+        for name in COMPARED
     }
 
 
@@ -122,24 +119,22 @@ def points(study: Study, answer: Callable, drops: int, cases: list[tuple]) -> di
     shown = ("latency_s", "loss", "energy_j_per_user", "tokens_per_user")
     found: dict[str, list] = {k: [] for k in ("accuracy", "snr_db", *shown)}
     for method, users, changes in cases:
-        lengths, snrs, rows = [], [], []
-        for seed in range(drops):
-            problem = study.drop(seed, users, **changes)
-            result = method(problem)
-            rows.append(spent(study, problem, result))
-            lengths.append(result.lengths.reshape(-1, 2))
-            snrs.append(snr_db(problem, result).reshape(-1, 2))
-        found["accuracy"].append(answer(np.concatenate(lengths), np.concatenate(snrs)))
-        for key in shown:
-            found[key].append([row[key] for row in rows])
+        problems = [study.drop(seed, users, **changes) for seed in range(drops)]
+        solved = [(problem, method(problem)) for problem in problems]
+        lengths = np.concatenate([result.lengths.reshape(-1, 2) for _, result in solved])
+        snrs = [snr_db(*each).reshape(-1, 2) for each in solved]
+        costs = [spent(study, *each) for each in solved]
+        found["accuracy"].append(answer(lengths, np.concatenate(snrs)))
         found["snr_db"].append([float(s.mean()) for s in snrs])
+        for key in shown:
+            found[key].append([row[key] for row in costs])
     return {k: mean_and_interval(v) for k, v in found.items()}
 
 
 def mean_and_interval(values: Sequence[Sequence[float]]) -> dict[str, list]:
     """Of each point of a curve (points, samples): `mean` and `ci95`."""
     found = with_interval(values)
-    return {k: found[k] for k in ("mean", "ci95")}
+    return {"mean": found["mean"], "ci95": found["ci95"]}
 
 
 def over_links(
@@ -150,18 +145,16 @@ def over_links(
 
     `links` are digital links by name; `answer(lengths, snr_db, link)` as for `points`.
     """
-    uses = {k: int(channel_uses(SPECIAL[k] + length, study.hidden)) for k in KINDS}
+    uses = {k: int(channel_uses(study.special[k] + length, study.hidden)) for k in KINDS}
     lengths = {"analog": [length, length]}
     for name, link in links.items():
-        lengths[name] = [link.tokens_within(uses[k], study.hidden) - SPECIAL[k] for k in KINDS]
+        fit = (link.tokens_within(uses[k], study.hidden) - study.special[k] for k in KINDS)
+        lengths[name] = list(fit)
     curves = {}
     for name, pair in lengths.items():
-        if min(pair) < 1:  # not even the special tokens and one more fit
-            continue
-        scene, link = np.array([pair]), links.get(name)
-        curves[name] = mean_and_interval(
-            [answer(scene, np.full((1, 2), float(s)), link) for s in snrs]
-        )
+        if min(pair) >= 1:  # else not even the special tokens and one more fit
+            answers = (answer(np.array([pair]), np.full((1, 2), s), links.get(name)) for s in snrs)
+            curves[name] = mean_and_interval(list(answers))
     return {
         "snr_db": list(snrs),
         "channel": study.config.channel,
@@ -171,22 +164,23 @@ def over_links(
     }
 
 
+def digital_links(channel: str) -> dict[str, DigitalLink]:
+    """The digital links that analog tokens are compared with, by name; none without Sionna."""
+    if not find_spec("sionna"):
+        print("no digital links: they need Sionna, pip install sionna-no-rt")
+        return {}
+    return {name: DigitalLink(*link, kind=channel) for name, link in LINKS.items()}
+
+
 def seconds_of(study: Study, users: int) -> dict:
     """How long the allocation alone takes for many users, each with its share as in the study."""
-    c = study.config
-    scale = users / c.users
-    problem = study.drop(
-        0, users, bandwidth=c.bandwidth * scale, power=float(from_dbm(c.power_dbm)) * scale
-    )
+    c, scale = study.config, users / study.config.users
+    budgets = {"bandwidth": c.bandwidth * scale, "power": float(from_dbm(c.power_dbm)) * scale}
+    problem = study.drop(0, users, **budgets)
     began = time.perf_counter()
     found = allocate(problem)
     seconds = time.perf_counter() - began
     return {"seconds_1000_users": seconds, "iterations_1000_users": len(found.history)}
-
-
-def spread(questions: int, scenes: int) -> np.ndarray:
-    """A scene for each question, (questions,), all equally often."""
-    return np.arange(questions) % scenes
 
 
 def print_summary(metrics: dict) -> None:

@@ -4,18 +4,14 @@ import csv
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modules.network.allocation import Allocation, Problem, allocate
-from modules.network.baselines import (
-    equal_split,
-    fixed_length,
-    proportional,
-    random_split,
-)
+from modules.network.baselines import equal_split, fixed_length, proportional, random_split
 from modules.network.cell import (
     Cell,
     analog_seconds,
@@ -28,11 +24,13 @@ from modules.network.cell import (
     to_db,
 )
 from modules.network.loss_curve import LossCurve, fit_loss_curve
+from modules.system import MEDIA
+from utils.config import check as check_fields
+from utils.data.models import special_tokens
 from utils.files import check_writable
 from utils.network.flops import audio_flops, foundation_flops, visual_flops
-from utils.system import SPECIAL
 
-KINDS = tuple(SPECIAL)  # the users take turns: a scene is a camera and a microphone
+KINDS = MEDIA  # the users take turns: a scene is a camera and a microphone
 Method = Callable[[Problem], Allocation]
 
 
@@ -48,7 +46,6 @@ class Study:
     @property
     def methods(self) -> dict[str, Method]:
         """By name what is compared; the first is the proposed one. Your own goes here."""
-        reference = self.config.reference_length
 
         def random(problem: Problem) -> Allocation:
             # Another split for each drop, and the same whenever the drop comes again.
@@ -59,24 +56,26 @@ class Study:
             "joint": allocate,
             "equal split": equal_split,
             "proportional": proportional,
-            "fixed length": lambda problem: fixed_length(problem, reference),
+            "fixed length": partial(fixed_length, length=self.config.reference_length),
             "random": random,
         }
 
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """Special tokens of each modality, sent besides its patch tokens."""
+        return special_tokens(self.models)
+
     def encode_flops(self, users: int) -> np.ndarray:
         """FLOPs of each user's encoder, (users,)."""
-        c = self.config
-        flops = (
-            visual_flops(self.models.visual_encoder),
-            audio_flops(self.models.audio_encoder, c.clip_seconds),
-        )
-        return np.resize(np.array(flops, float), users)
+        visual = visual_flops(self.models.visual_encoder)
+        audio = audio_flops(self.models.audio_encoder, self.config.clip_seconds)
+        return np.resize(np.array([visual, audio], float), users)
 
     def foundation_flops(self) -> tuple[float, float]:
         """FLOPs of the language model for each patch token, and for a scene without any: between
         the fewest and the most tokens a straight line (attention bends it by a few percent)."""
         c = self.config
-        besides = sum(SPECIAL.values()) + c.text_tokens
+        besides = sum(self.special.values()) + c.text_tokens
         few, most = (besides + 2 * n for n in (c.lengths[0], c.lengths[-1]))
         low, high = (foundation_flops(self.models.foundation_model, n) for n in (few, most))
         slope = (high - low) / (most - few) if most > few else 0.0
@@ -86,15 +85,8 @@ class Study:
         """Users dropped into the cell, with the study's budgets unless `changes` says otherwise."""
         c = self.config
         users = c.users if users is None else users
-        cell = Cell(
-            radius=c.radius,
-            shadowing_db=c.shadowing_db,
-            penetration_db=c.penetration_db,
-            fading=c.fading,
-            rician_k=c.rician_k,
-            noise_dbm_per_hz=c.noise_dbm_per_hz,
-            noise_figure_db=c.noise_figure_db,
-        )
+        shared = vars(c).keys() & Cell.__dataclass_fields__.keys()
+        cell = Cell(**{name: getattr(c, name) for name in shared})
         source = np.random.default_rng((c.seed, seed))
         scenes = -(-users // len(KINDS))
         kinds = np.resize(KINDS, users)
@@ -106,7 +98,7 @@ class Study:
             power=float(from_dbm(c.power_dbm)),
             user_power=np.full(users, from_dbm(c.user_power_dbm)),
             token_bits=payload_bits(1, self.hidden, c.bits),
-            special=np.array([SPECIAL[k] for k in kinds]),
+            special=np.array([self.special[k] for k in kinds]),
             lengths=np.array(c.lengths),
             fall=np.array([self.curve.fall[k] for k in kinds]) / scenes,
             exponent=np.array([self.curve.exponent[k] for k in kinds]),
@@ -122,19 +114,12 @@ class Study:
 
 def check(config: Any, models: Any) -> None:
     """ValueError, in one line and before anything is trained, for what no study can use."""
-    counts = [config.users, *config.user_counts]
-    for count in counts:
+    check_fields(config)
+    for count in (config.users, *config.user_counts):
         if count < 2 or count % 2:
             raise ValueError(f"{count} users: must be even, 2 for a scene, and not 0")
-    for name in (
-        "drops",
-        "instances",
-        "repeats",
-        "bits",
-        "link_length",
-        "device_flops",
-        "server_flops",
-    ):
+    numbers = ("drops", "instances", "repeats", "bits", "link_length")
+    for name in (*numbers, "device_flops", "server_flops"):
         if not getattr(config, name) > 0:
             raise ValueError(f"--{name} {getattr(config, name)}: must be above 0")
     if config.curve not in ("measured", "sweep"):
@@ -169,17 +154,11 @@ def fit_sweep(path: str) -> LossCurve:
     if not Path(path).is_file():
         command = "python benchmarks/sweeps.py --only lengths"
         raise FileNotFoundError(f"{path}: no sweep over token lengths; run `{command}` first")
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
     try:
-        return fit(
-            [
-                {"loss": float(row["validation_loss"])}
-                | {kind: int(row[f"{kind}_tokens"]) for kind in KINDS}
-                for row in rows
-                if row["compression"] == "sliding_window"
-            ]
-        )
+        with open(path, newline="") as file:
+            rows = [r for r in csv.DictReader(file) if r["compression"] == "sliding_window"]
+        lengths = {kind: [int(row[f"{kind}_tokens"]) for row in rows] for kind in KINDS}
+        return fit_loss_curve(lengths, [float(row["validation_loss"]) for row in rows])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a sweep over token lengths ({error})") from None
 
@@ -191,25 +170,21 @@ def snr_db(problem: Problem, found: Allocation) -> np.ndarray:
 
 def spent(study: Study, problem: Problem, found: Allocation) -> dict[str, float]:
     """Where the slowest user's time goes (s), what users spend (J), and what is expected (nats)."""
-    bits = problem.bits(found.lengths)
-    uplink = found.latency - problem.encode  # of the slowest; others may be done earlier
-    rates = found.bandwidth * np.log2(
-        1 + snr(found.bandwidth, found.power, problem.gain, problem.noise_density)
-    )
-    seconds = bits / rates
+    heard = snr(found.bandwidth, found.power, problem.gain, problem.noise_density)
+    rates = found.bandwidth * np.log2(1 + heard)
+    seconds = problem.bits(found.lengths) / rates
     slowest = int((problem.encode + seconds).argmax())
     reading = problem.foundation_fixed + problem.foundation * found.lengths.sum()
     flops = study.encode_flops(problem.users)
+    joules = energy(seconds, found.power, flops, study.config.joules_per_flop)
     uses = channel_uses(found.lengths + problem.special, study.hidden)
     return {
         "encode_s": float(problem.encode[slowest]),
-        "uplink_s": float(uplink[slowest]),
+        "uplink_s": float(found.latency - problem.encode[slowest]),
         "foundation_s": float(reading),
         "latency_s": float(found.latency + reading),
         "analog_uplink_s": float(analog_seconds(uses, found.bandwidth).max()),
-        "energy_j_per_user": float(
-            energy(seconds, found.power, flops, study.config.joules_per_flop).mean()
-        ),
+        "energy_j_per_user": float(joules.mean()),
         "tokens_per_user": float(found.lengths.mean()),
         "loss": problem.loss(found.lengths),
     }

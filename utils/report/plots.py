@@ -1,6 +1,6 @@
 """The figures of a run, readable at the size a README shows them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -16,11 +16,13 @@ from utils.files import whole
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#999999"
 # Their yellow, which is hard to see on white, is left out.
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9", "#000000")
+MARKERS = "os^vDP"
 MODALITY_STYLE = {"visual": (BLUE, "o"), "audio": (ORANGE, "^"), "text": (GREEN, "s")}
 
 
-def save(figure: Figure, path: Path) -> str:
+def save(figure: Figure, path: str | Path) -> str:
     """Write the figure as PNG, and as PDF (vector) beside it; returns the PNG's path."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without a date, equal figures are equal files.
     for suffix, options in ((".png", {"dpi": 130}), (".pdf", {"metadata": {"CreationDate": None}})):
@@ -30,75 +32,84 @@ def save(figure: Figure, path: Path) -> str:
     return str(path)
 
 
-def band(
-    axis: plt.Axes,
-    x: Sequence[float],
-    curve: dict,
-    colour: str,
-    label: str,
-    scale: float = 1.0,
-    **style,
-) -> None:
+def styles(labels: Iterable[str], **same) -> list[dict]:
+    """How to plot a line for each label: colours and markers of their own, and what is `same`."""
+    looks = zip(labels, COLOURS, MARKERS, strict=False)
+    return [{"label": label, "color": c, "marker": m, **same} for label, c, m in looks]
+
+
+def band(axis: plt.Axes, x: Sequence[float], curve: dict, scale: float = 1.0, **style) -> None:
     """A curve of `mean` with its 95 % interval, `ci95` (None where there is one seed)."""
     mean = scale * np.array(curve["mean"], float)
     width = scale * np.array([w or 0.0 for w in curve["ci95"]])
-    axis.plot(x, mean, color=colour, label=label, **style)
-    axis.fill_between(x, mean - width, mean + width, color=colour, alpha=0.15, linewidth=0)
+    axis.plot(x, mean, **style)
+    axis.fill_between(x, mean - width, mean + width, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def dress(axis: plt.Axes, legend: float | None = None, grid: str = "both", **texts) -> None:
+    """Labels, scales and limits of an axis, a grid along x, y or both, a legend of a font size."""
+    axis.set(**texts)
+    axis.grid(alpha=0.3, axis=grid, which="both")
+    if legend:
+        axis.legend(fontsize=legend)
+
+
+def doubling(axis: plt.Axes, ticks: Sequence[int]) -> None:
+    """A logarithmic x axis of numbers that double, with these ticks."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [str(n) for n in ticks])
 
 
 def loss_curve(
-    rows: list[dict], validation: list[tuple[int, float]], keys: list[str], path: Path, title: str
+    rows: list[dict],
+    validation: list[tuple[int, float]],
+    keys: list[str],
+    path: str | Path,
+    title: str,
 ) -> str:
     """Training losses by step, lightly smoothed, and the validation loss where it was taken."""
     figure, axis = plt.subplots(figsize=(6, 3.6))
-    steps = np.array([row["step"] for row in rows])
+    steps = [row["step"] for row in rows]
     width = max(1, len(rows) // 50)
-    kernel = np.ones(width) / width
-    for key, colour in zip(keys, (BLUE, ORANGE, GREEN, PURPLE), strict=False):
-        values = np.array([row[key] for row in rows])
-        smooth = np.convolve(values, kernel, "valid")
+    for key, colour in zip(keys, COLOURS, strict=False):
+        smooth = np.convolve([row[key] for row in rows], np.ones(width) / width, "valid")
         axis.plot(steps[width - 1 :], smooth, color=colour, label=key.replace("_", " "))
     if validation:
         axis.plot(*zip(*validation, strict=True), "k.--", label="validation")
-    axis.set(xlabel="step", ylabel="loss (nats)", title=title)
-    axis.legend()
-    axis.grid(alpha=0.3)
+    dress(axis, 10, xlabel="step", ylabel="loss (nats)", title=title)
     return save(figure, path)
 
 
 def accuracy_by_type(
-    model: dict[str, float], baselines: dict[str, dict[str, float]], path: Path, title: str
+    model: dict[str, float], baselines: dict[str, dict[str, float]], path: str | Path, title: str
 ) -> str:
     """Accuracy of each question type beside its baselines, in percent."""
     figure, axis = plt.subplots(figsize=(9, 3.8))
     bars = {"model": model, **baselines}
     x, width = np.arange(len(model)), 0.8 / len(bars)
-    for i, (name, values) in enumerate(bars.items()):
-        heights = [100 * values.get(t, 0) for t in model]
-        axis.bar(x + (i - (len(bars) - 1) / 2) * width, heights, width,
-                 color=(BLUE, GREY, ORANGE)[i], label=name)  # fmt: skip
+    for i, (name, colour) in enumerate(zip(bars, (BLUE, GREY, ORANGE), strict=False)):
+        heights = [100 * bars[name].get(t, 0) for t in model]
+        place = x + (i - (len(bars) - 1) / 2) * width
+        axis.bar(place, heights, width, color=colour, label=name)
     axis.set_xticks(x, [t.replace(" ", "\n") for t in model], fontsize=8)
-    axis.set(ylabel="accuracy (%)", ylim=(0, 100), title=title)
+    dress(axis, grid="y", ylabel="accuracy (%)", ylim=(0, 100), title=title)
     axis.legend(ncols=3, fontsize=8)
-    axis.grid(alpha=0.3, axis="y")
     return save(figure, path)
 
 
-def accuracy_by_snr(curves: dict[str, dict[str, float]], trained_at: float, path: Path) -> str:
+def accuracy_by_snr(
+    curves: dict[str, dict[str, float]], trained_at: float, path: str | Path
+) -> str:
     """Accuracy against test SNR for each named model."""
     figure, axis = plt.subplots(figsize=(5.5, 3.6))
-    styles = zip((BLUE, ORANGE, GREEN, PURPLE), "os^v", strict=True)
-    for (name, curve), (colour, marker) in zip(curves.items(), styles, strict=False):
-        snr = [float(s) for s in curve]
-        axis.plot(snr, [100 * a for a in curve.values()], color=colour, marker=marker, label=name)
+    for curve, style in zip(curves.values(), styles(curves), strict=True):
+        axis.plot([float(s) for s in curve], [100 * a for a in curve.values()], **style)
     axis.axvline(trained_at, color=GREY, ls=":", label="training SNR")
-    axis.set(xlabel="test SNR (dB)", ylabel="accuracy (%)", ylim=(0, 100))
-    axis.legend()
-    axis.grid(alpha=0.3)
+    dress(axis, 10, xlabel="test SNR (dB)", ylabel="accuracy (%)", ylim=(0, 100))
     return save(figure, path)
 
 
-def examples(clips: list[tuple[np.ndarray, np.ndarray, list[str]]], path: Path) -> str:
+def examples(clips: list[tuple[np.ndarray, np.ndarray, list[str]]], path: str | Path) -> str:
     """Test clips: frames over time, the waveform, and lines of question, answer, prediction.
 
     Each clip is ((frames, height, width, 3) uint8, (samples,) float at 16 kHz, lines).

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import sem, t
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
@@ -11,7 +11,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
     x = np.asarray(values, dtype=float)
     if len(x) < 2:
         return float(x.mean()), None
-    return float(x.mean()), float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    return float(x.mean()), float(t.ppf(0.975, len(x) - 1) * sem(x))
 
 
 def curve(values: Sequence[Sequence[float]]) -> dict[str, list]:

@@ -57,13 +57,13 @@ def side_by_side(
     columns: dict[str, dict[str, np.ndarray]],
     ids: Sequence[str],
     seed: int,
-    path: Path,
+    path: str | Path,
     title: str,
 ) -> str:
     """A panel for each set of features by its name, each with a t-SNE of its own; the points go
     into a CSV beside it, `ids` naming the clips."""
     models = {name: tsne_points(features, seed) for name, features in columns.items()}
-    write_points(path.with_suffix(".csv"), models, ids)
+    write_points(Path(path).with_suffix(".csv"), models, ids)
     figure, axes = plt.subplots(1, len(columns), figsize=(4.5 * len(columns), 4.4), squeeze=False)
     for axis, (name, points) in zip(axes[0], models.items(), strict=True):
         draw(axis, points)

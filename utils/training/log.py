@@ -2,7 +2,6 @@
 
 import csv
 import fcntl
-import hashlib
 import io
 import json
 import math
@@ -11,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -19,42 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.checkpoints import sha256
-from utils.config import plain
-from utils.data.datasets import listing
 from utils.files import check_writable, naming, write_whole
-
-# What does not change a run's result: where things lie and how the work is shared out.
-PLACES = (
-    *("name", "out", "figures", "cache", "workers", "encode_batch", "question_only"),
-    *("resume", "save_every", "keep"),
-    "init",  # whose contents are compared
-)
-# The modules that a training run goes through.
-MODEL_CODE = ("channel", "foundation_model", "losses", "token_compression", "token_receiver")
-MODEL_CODE += ("token_transmitter",)
-
-
-def code_version() -> str:
-    """A hash of the model's code: a run by other code is another run."""
-    folder = Path(__file__).resolve().parents[2] / "modules"
-    code = b"".join((folder / f"{name}.py").read_bytes() for name in MODEL_CODE)
-    return hashlib.sha256(code).hexdigest()
-
-
-def finished(config: Any) -> dict | None:
-    """The metrics of the run `config.name` if it ended with these hyperparameters and this model
-    code, from the same checkpoint, and its weights stand; else None."""
-    stem = Path(config.out) / config.name
-    try:
-        metrics = json.loads(stem.with_name(stem.name + ".json").read_text())
-        same = all(metrics["config"][k] == v for k, v in plain(config).items() if k not in PLACES)
-        same &= metrics.get("init_sha256") == sha256(getattr(config, "init", "none"))
-        same &= metrics["code"] == code_version()
-        same &= metrics["checkpoint_sha256"] == sha256(stem.with_name(stem.name + ".pth"))
-    except (OSError, ValueError, KeyError, TypeError):  # none yet, or of other hyperparameters
-        return None
-    return metrics if same and metrics["checkpoint_sha256"] else None
 
 
 class NotFinite(ValueError):
@@ -84,7 +47,6 @@ class RunLog:
         self.stem, self.every, self.writes = stem, every, writes
         self.rows: list[dict[str, float]] = []
         self.waiting: list[tuple[int, dict[str, Tensor], list[str]]] = []
-        self.left_out: dict[str, str] = {}  # clips, with reasons
         self.began = time.time()
         if writes:
             check_writable(stem.parent, "--out")
@@ -112,16 +74,6 @@ class RunLog:
     def path(self, suffix: str) -> Path:
         """The run's file of this suffix."""
         return self.stem.with_name(self.stem.name + suffix)
-
-    def save_features(self, sets: dict[str, dict[str, Tensor]], ids: list[str]) -> None:
-        """Write R.features.safetensors: `SET.MODALITY` (clips, hidden) in half precision, and the
-        clips' ids in its metadata; figures are drawn from it without the model."""
-        tensors = {
-            f"{name}.{modality}": values.half().contiguous()
-            for name, features in sets.items()
-            for modality, values in features.items()
-        }
-        write_whole(self.path(".features.safetensors"), save(tensors, {"ids": json.dumps(ids)}))
 
     def add(self, step: int, values: dict[str, Tensor], clips: Sequence[str] = ()) -> None:
         """Losses of a step, and whose clips they are; of the batches that one step accumulates,
@@ -159,9 +111,22 @@ class RunLog:
         first, last = values[:span], values[-span:]
         return {"first": sum(first) / len(first), "last": sum(last) / len(last)}
 
-    def finish(self, metrics: dict) -> dict:
-        """Write R.csv and R.json, name the clips that were left out, and let go of the run's name;
-        returns what R.json holds."""
+    def save_features(self, sets: dict[str, dict[str, Tensor]], ids: list[str]) -> None:
+        """Write R.features.safetensors: `SET.MODALITY` (clips, hidden) in half precision, and the
+        clips' ids in its metadata; figures are drawn from it without the model."""
+        tensors = {
+            f"{name}.{modality}": values.half().contiguous()
+            for name, features in sets.items()
+            for modality, values in features.items()
+        }
+        write_whole(self.path(".features.safetensors"), save(tensors, {"ids": json.dumps(ids)}))
+
+    def write_metrics(self, metrics: dict) -> None:
+        """R.json."""
+        write_whole(self.path(".json"), json.dumps(metrics, indent=2) + "\n")
+
+    def finish(self) -> None:
+        """Write R.csv and let go of the run's name."""
         self.read()
         with naming(self.stem):
             self.events.close()
@@ -171,18 +136,6 @@ class RunLog:
         writer.writeheader()
         writer.writerows(self.rows)
         write_whole(self.path(".csv"), table.getvalue())
-        whole = {
-            **metrics,
-            "left_out": self.left_out,
-            "seconds": time.time() - self.began,
-            "peak_rss_mb": peak_rss_mb(),
-            "code": code_version(),
-            "checkpoint_sha256": sha256(self.path(".pth")),
-        }
-        write_whole(self.path(".json"), json.dumps(whole, indent=2) + "\n")
-        if self.left_out:
-            print(listing(self.left_out))
-        return whole
 
 
 def read_features(path: Path) -> tuple[dict[str, dict[str, Tensor]], list[str]]:

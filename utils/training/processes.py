@@ -56,6 +56,12 @@ def start(config: Any) -> Accelerator:
     return accelerator
 
 
+def noise_source(seed: int, accelerator: Accelerator) -> torch.Generator:
+    """A source of channel noise that repeats, another one in each process."""
+    seed = seed * accelerator.num_processes + accelerator.process_index
+    return torch.Generator(accelerator.device).manual_seed(seed)
+
+
 def share(items: list, accelerator: Accelerator) -> list:
     """This process's items; those of all processes together are `items`."""
     return items[accelerator.process_index :: accelerator.num_processes]

@@ -1,15 +1,16 @@
 """The code block: Sionna's blocks are put together as 5G does."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from modules.digital.code_block import CRC_BITS, CodeBlock
+from tests.helpers.draw import seeded
 
 pytest.importorskip("sionna")
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
+EACH = pytest.mark.parametrize("modulation", [2, 4, 6, 8])
 
 
 def block(payload=200, coded=480, modulation=4):
@@ -25,7 +26,7 @@ def noisy(symbols, power, seed=1):
     return symbols + power.sqrt()[:, None] * noise
 
 
-@pytest.mark.parametrize("modulation", [2, 4, 6, 8])
+@EACH
 def test_bits_arrive(modulation):
     """At a high SNR every modulation brings the bits back, and the CRC holds."""
     code, bits = block(modulation=modulation), random_bits(20)
@@ -36,7 +37,7 @@ def test_bits_arrive(modulation):
     assert torch.equal(arrived, bits) and intact.all()
 
 
-@pytest.mark.parametrize("modulation", [2, 4, 6, 8])
+@EACH
 def test_symbols_have_unit_power_whatever_the_bits(modulation):
     """Scrambling sees to it that even blocks of one value are sent at the power of the others."""
     code = block(modulation=modulation)
@@ -44,7 +45,7 @@ def test_symbols_have_unit_power_whatever_the_bits(modulation):
         assert abs(code.send(bits).abs().square().mean() - 1) < 0.15
 
 
-@pytest.mark.parametrize("modulation", [2, 4, 6, 8])
+@EACH
 def test_logits_are_those_of_the_whole_constellation(modulation):
     """Demapping by two PAMs gives the exact logits of QAM, at each block's own noise."""
     from sionna.phy.mapping import Demapper
@@ -74,9 +75,6 @@ def test_looking_at_the_crc_early_changes_nothing():
 
 def test_global_random_numbers_are_left_alone():
     """Sionna reseeds PyTorch's generators when it is imported; runs must not notice."""
-    import subprocess
-    import sys
-
     code = (
         "import torch; from modules.digital.code_block import CodeBlock; torch.manual_seed(1); "
         "before = torch.get_rng_state(); CodeBlock(200, 480, 4, torch.device('cpu')); "

@@ -5,13 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from modules.foundation_model import PROMPT
-from tests.helpers.tiny import save_models, write_clip
+from modules.system import Batch
+from tests.helpers.tiny import write_clip
 from utils.data import clips
 from utils.data.clips import (
-    Batch,
     ClipMedia,
     ClipTokens,
     Collate,
@@ -22,8 +21,7 @@ from utils.data.clips import (
     training_loader,
 )
 from utils.data.datasets import Caption, Question
-from utils.data.features import Reader
-from utils.data.models import load_ast, load_vivit
+from utils.data.features import packed
 
 END = 0
 
@@ -59,9 +57,13 @@ def question(text, answer, video_id="00000001"):
     return Question(video_id, "Audio Counting", text, text, answer)
 
 
-def items(rows):
-    """Rows with tokens that tell which row they belong to."""
-    return [(torch.full((5, 4), i).half(), torch.full((6, 3), -i).half(), r) for i, r in rows]
+def collated(*rows, **options):
+    """The batch of rows, with tokens that tell which row they belong to."""
+    items = [
+        (torch.full((5, 4), i).half(), torch.full((6, 3), -i).half(), row)
+        for i, row in enumerate(rows)
+    ]
+    return Collate(Letters(), **options)(items)
 
 
 def cached(tmp_path, names):
@@ -70,31 +72,27 @@ def cached(tmp_path, names):
     for kind, folder in folders.items():
         folder.mkdir()
         for i, name in enumerate(names):
-            value = torch.full((5, 4), float(i if kind == "visual" else -i)).half()
-            save_file({"tokens": value}, folder / f"{name}.safetensors", {"media": "x"})
+            tokens = torch.full((5, 4), float(i if kind == "visual" else -i))
+            (folder / f"{name}.safetensors").write_bytes(packed(tokens, "stamp"))
     return folders
 
 
 def test_pad_is_on_the_right():
-    """Ids come first and padding after; the mask tells them apart, also for the value itself."""
+    """Ids come first and padding after; the mask tells them apart, also for the value itself. Texts
+    without a token leave one column of padding."""
     ids, mask = pad([[5, 9, 9], [9], [7, 8]], 9)
     assert ids.tolist() == [[5, 9, 9], [9, 9, 9], [7, 8, 9]]
     assert mask.tolist() == [[True] * 3, [True, False, False], [True, True, False]]
-    assert ids.dtype == torch.long and mask.dtype == torch.bool
-
-
-@pytest.mark.parametrize("rows", [[[]], [[], []]])
-def test_a_batch_of_empty_texts_is_padding(rows):
-    """Texts without a token leave one column of padding, of the same kinds of numbers."""
-    ids, mask = pad(rows, 9)
-    assert ids.tolist() == [[9]] * len(rows) and not mask.any()
-    assert ids.dtype == torch.long and mask.dtype == torch.bool
+    for rows in ([[]], [[], []]):
+        ids, mask = pad(rows, 9)
+        assert ids.tolist() == [[9]] * len(rows) and not mask.any()
+        assert ids.dtype == torch.long and mask.dtype == torch.bool
 
 
 def test_captions_are_collated():
     """Captions are padded on the right and cut at the most tokens; clips keep their order."""
     rows = [Caption("a", "a dog"), Caption("b", "cat"), Caption("c", "x" * 30)]
-    batch = Collate(Letters(), max_tokens=10)(items(enumerate(rows)))
+    batch = collated(*rows, max_tokens=10)
     assert batch.ids.shape == batch.mask.shape == (3, 10)
     texts = [spell(ids[mask]) for ids, mask in zip(batch.ids, batch.mask, strict=True)]
     assert texts == ["a dog", "cat", "x" * 10]
@@ -108,7 +106,7 @@ def test_captions_are_collated():
 def test_questions_are_collated():
     """A question stands in its prompt; its answer begins with a blank and ends in the end token."""
     rows = [question("How many?", "more than ten"), question("Is it?", "no")]
-    batch = Collate(Letters())(items(enumerate(rows)))
+    batch = collated(*rows)
     texts = [spell(ids[mask]) for ids, mask in zip(batch.ids, batch.mask, strict=True)]
     assert texts == [PROMPT.format(question=row.text) for row in rows]
     assert END not in batch.ids[batch.mask], "the prompt does not end the text"
@@ -121,7 +119,7 @@ def test_questions_are_collated():
 
 def test_batch_moves_whole():
     """`to` moves every tensor, widens the half-precision tokens and leaves the original."""
-    batch = Collate(Letters())(items(enumerate([question("How?", "so")])))
+    batch = collated(question("How?", "so"))
     moved = batch.to(torch.device("cpu"))
     assert moved.visual.dtype == moved.audio.dtype == torch.float32
     assert batch.visual.dtype == torch.float16 and isinstance(moved, Batch)
@@ -133,7 +131,7 @@ def test_batch_moves_whole():
 def test_batch_is_pinned_whole(monkeypatch, row):
     """A loader that pins memory asks the batch, which pins every tensor it holds."""
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: ("pinned", tensor))
-    batch = Collate(Letters())(items(enumerate([row])))
+    batch = collated(row)
     pinned = batch.pin_memory()
     assert isinstance(pinned, Batch) and vars(pinned).keys() == vars(batch).keys()
     for name, value in vars(batch).items():
@@ -147,51 +145,39 @@ def test_equal_texts_have_equal_numbers():
     """Captions, and questions in their prompts, get one number a text, the same anywhere."""
     captions = ["a dog", "a cat", "a dog", "A dog", "a dog ", ""]
     for rows in ([Caption("a", t) for t in captions], [question(t, "no") for t in captions]):
-        found = Collate(Letters())(items(enumerate(rows))).text
+        found = collated(*rows).text
         assert found.dtype == torch.long and found.ge(0).all()
         same = found[:, None] == found
         assert same.tolist() == [[a == b for b in captions] for a in captions]
-    cut = Collate(Letters(), max_tokens=3)(items(enumerate([Caption("a", t) for t in captions])))
+    cut = collated(*(Caption("a", t) for t in captions), max_tokens=3)
     assert len(set(cut.text.tolist())) == 5, "captions are told apart by their whole texts"
     assert text_number("a dog") == 0xFD87F17025F0A4
     assert len({text_number(str(i)) for i in range(10_000)}) == 10_000
 
 
-@pytest.mark.parametrize("longest", [1, 4, 9])
-def test_texts_are_padded_to_the_longest_of_the_batch(longest):
+def test_texts_are_padded_to_the_longest_of_the_batch():
     """Short texts make short batches: no length is fixed, neither of texts nor of answers."""
-    rows = [Caption("a", "x"), Caption("b", "x" * longest)]
-    assert Collate(Letters())(items(enumerate(rows))).ids.shape == (2, longest)
-    rows = [question("?", "x"), question("x" * longest, "x" * longest)]
-    batch = Collate(Letters())(items(enumerate(rows)))
-    wanted = len(PROMPT.format(question="x" * longest))
-    assert batch.ids.shape == batch.mask.shape == (2, wanted)
-    assert batch.answer_ids.shape == batch.answer_mask.shape == (2, 1 + longest + 1)
+    for longest in (1, 9):
+        assert collated(Caption("a", "x"), Caption("b", "x" * longest)).ids.shape == (2, longest)
+        batch = collated(question("?", "x"), question("x" * longest, "x" * longest))
+        wanted = len(PROMPT.format(question="x" * longest))
+        assert batch.ids.shape == batch.mask.shape == (2, wanted)
+        assert batch.answer_ids.shape == batch.answer_mask.shape == (2, 1 + longest + 1)
 
 
-@pytest.mark.parametrize("rows, batch", [(10, 3), (12, 4), (64, 64), (7, 1)])
+@pytest.mark.parametrize("rows, batch", [(10, 3), (12, 4), (64, 64), (7, 1), (1, 8), (3, 8)])
 def test_batches_cover_each_pass(rows, batch):
-    """A pass shows no row twice and leaves out less than a batch; the short rest is dropped."""
-    a_pass = rows // batch
-    steps = shuffled_batches(rows, batch, 5 * a_pass, seed=1)
-    assert len(steps) == 5 * a_pass and all(len(step) == batch for step in steps)
+    """A pass shows no row twice and leaves out less than a batch, which another pass shows; a data
+    set smaller than a batch gives batches of all its rows."""
+    batch_size = min(batch, rows)
+    a_pass = rows // batch_size
+    steps = shuffled_batches(rows, batch, 10 * a_pass, seed=1)
+    assert all(len(step) == batch_size for step in steps)
     orders = [sum(steps[i : i + a_pass], []) for i in range(0, len(steps), a_pass)]
-    for order in orders:
-        assert len(set(order)) == len(order) == a_pass * batch and set(order) <= set(range(rows))
+    assert all(len(set(order)) == len(order) == a_pass * batch_size for order in orders)
+    assert set().union(*orders) == set(range(rows))
     if a_pass > 1:
-        assert len({tuple(order) for order in orders}) == 5, "passes are shuffled anew"
-
-
-def test_every_row_is_seen():
-    """What one pass drops is not dropped for good."""
-    assert set(sum(shuffled_batches(10, 4, 40, seed=0), [])) == set(range(10))
-
-
-@pytest.mark.parametrize("rows", [1, 3])
-def test_fewer_rows_than_a_batch(rows):
-    """A small data set gives batches of all its rows."""
-    steps = shuffled_batches(rows, 8, 4, seed=0)
-    assert len(steps) == 4 and all(sorted(step) == list(range(rows)) for step in steps)
+        assert len({tuple(order) for order in orders}) == 10, "passes are shuffled anew"
 
 
 def test_batches_repeat_with_their_seed():
@@ -236,27 +222,13 @@ def test_lost_cache_file_is_named(tmp_path, damage):
     assert "\n" not in str(error.value)
 
 
-@pytest.fixture(scope="module")
-def media(tmp_path_factory):
-    """A data set of three clips, of 1, 3 and 2 windows, and what reads them."""
-    root = tmp_path_factory.mktemp("media")
-    for seed, seconds in enumerate([0.3, 1.3, 0.7]):
-        write_clip(root, f"{seed:08}", seconds, seed)
-    models = save_models(root / "models")
-    vivit, processor = load_vivit(models / "visual")
-    ast, extractor = load_ast(models / "audio")
-    readers = {
-        "visual": Reader(processor, vivit.config, "visual"),
-        "audio": Reader(extractor, ast.config, "audio"),
-    }
-    return root, readers
-
-
-def test_media_of_clips_with_different_numbers_of_windows(media):
-    """Without a cache a batch holds what the encoders read, and how many windows each clip has."""
-    root, readers = media
+def test_media_of_clips_with_different_numbers_of_windows(tmp_path, readers):
+    """Without a cache a batch holds what the encoders read, and how many windows each clip has;
+    tokens from the cache are told from it by counting none, or they would be encoded once more."""
+    for seed, seconds in enumerate([0.3, 1.3, 0.7]):  # 1, 3 and 2 windows
+        write_clip(tmp_path, f"{seed:08}", seconds, seed)
     rows = [question(f"{i}?", "yes", f"{i:08}") for i in (2, 0, 1, 2)]
-    data = ClipMedia(rows, root, readers)
+    data = ClipMedia(rows, tmp_path, readers)
     batches = list(in_order(data, Collate(Letters()), 3))
     assert [batch.windows for batch in batches] == [[2, 1, 3], [2]]
     assert [row for batch in batches for row in batch.rows] == rows
@@ -266,34 +238,10 @@ def test_media_of_clips_with_different_numbers_of_windows(media):
         sounds = batch.audio.split(batch.windows)
         for row, seen, heard in zip(batch.rows, batch.visual, sounds, strict=True):
             for kind, found in (("visual", seen[None]), ("audio", heard)):
-                assert torch.equal(found, readers[kind](readers[kind].path(root, row.video_id)))
+                assert torch.equal(found, readers[kind](readers[kind].path(tmp_path, row.video_id)))
     shuffled = next(iter(training_loader(data, Collate(Letters()), settings(batch=2))))
     assert len(shuffled.windows) == 2 and sum(shuffled.windows) == len(shuffled.audio)
-
-
-def test_batch_of_cached_tokens_counts_no_windows():
-    """Tokens from the cache are told from encoder inputs, which would be encoded once more."""
-    batch = Collate(Letters())(items(enumerate([Caption("a", "a dog"), Caption("b", "cat")])))
-    assert batch.windows is None
-
-
-def test_rows_of_like_length_share_a_batch():
-    """Sorting by length within stretches pads less, loses no row, and keeps passes shuffled."""
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(5, 60, (256,), generator=generator).tolist()
-
-    def padding(batches):
-        return sum(max(lengths[i] for i in part) - lengths[j] for part in batches for j in part)
-
-    plain = list(ShuffledBatches(256, 8, 64, seed=1))
-    sorted_ = list(ShuffledBatches(256, 8, 64, seed=1, lengths=lengths))
-    assert padding(sorted_) < padding(plain) / 3
-    for a_pass in (sorted_[:32], sorted_[32:]):
-        assert sorted(sum(a_pass, [])) == list(range(256))
-        means = [sum(lengths[i] for i in part) / 8 for part in a_pass]
-        assert means != sorted(means), "short texts do not come first"
-    assert sorted_[:32] != sorted_[32:]
-    assert sorted_ == list(ShuffledBatches(256, 8, 64, seed=1, lengths=lengths))
+    assert collated(*rows).windows is None
 
 
 def test_accumulated_batches_are_counted():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from modules.foundation_model import PROMPT
+from tests.helpers.bad_media import SHELL
 from utils.data.datasets import (
     QUESTION_TYPES,
     DataError,
@@ -46,27 +47,14 @@ def write(root, name, content, folder="annotations"):
     return path
 
 
-@pytest.mark.parametrize("place", ["Object", "LR", "LRer", "FL", "TH", "LL", "BA"])
-def test_each_placeholder_is_filled(place):
-    """All seven kinds of placeholder take their value."""
-    assert fill_template(f"Is the <{place}> one?", ["x y"]) == "Is the x y one?"
-
-
 def test_placeholders_are_filled_in_order():
-    """Values go to the placeholders as they come, also where a value looks like one."""
-    content = "<LL>: is the <Object> <BA> the <Object> on the <LR> (<LRer>, <FL>, <TH>)?"
+    """All seven kinds of placeholder take their values as they come, also where a value looks like
+    a placeholder; other brackets stay. A full-width question mark becomes a plain one, and blanks
+    around the question go."""
+    content = " <LL>: is the <Object> <BA> the <Object> on the <LR> (<LRer>, <FL>, <TH>)？ "
     filled = fill_template(content, ["1", "2", "3", "<LL>", r"\1", "6", "7", "8"])
     assert filled == r"1: is the 2 3 the <LL> on the \1 (6, 7, 8)?"
-
-
-def test_other_brackets_stay():
-    """Text that is no placeholder is left alone."""
     assert fill_template("Is <b> < <object>?", []) == "Is <b> < <object>?"
-
-
-def test_full_width_question_mark():
-    """A full-width question mark becomes a plain one; blanks around the question go."""
-    assert fill_template(" Is the <Object> louder？ ", ["flute"]) == "Is the flute louder?"
 
 
 @pytest.mark.parametrize("values", [[], ["a"], ["a", "b", "c"]])
@@ -88,10 +76,10 @@ def test_question_is_read_whole(tmp_path):
     assert file.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("video_id", ["sa00007384", "va00000001", "vv00002999", "ev00000011"])
-def test_synthetic_videos(video_id):
+def test_synthetic_videos():
     """Videos whose sound was replaced are told apart by their ids."""
-    assert parse_question({**ROW, "video_id": video_id}, "here").synthetic
+    for video_id in ("sa00007384", "va00000001", "vv00002999", "ev00000011"):
+        assert parse_question({**ROW, "video_id": video_id}, "here").synthetic
 
 
 def test_deleted_questions_are_skipped(tmp_path):
@@ -129,8 +117,17 @@ def test_byte_order_mark_is_read_over(tmp_path):
 
 def one_line(error, *parts):
     message = str(error.value)
-    assert "\n" not in message and len(message) < 600
+    assert len(message.splitlines()) == 1 and len(message) < 600
     assert all(part in message for part in parts), message
+
+
+def refused(root, name, content, *parts):
+    """That a file of the data set, read as its name says, is refused in a line with these parts."""
+    path = write(root, name, content)
+    read = read_valor if name.startswith("desc") else read_music_avqa
+    with pytest.raises(DataError) as error:
+        read(root, path.stem[5:])
+    one_line(error, str(path), *parts)
 
 
 @pytest.mark.parametrize(
@@ -147,33 +144,26 @@ def one_line(error, *parts):
         (["text"], "row 0"),
     ],
 )
-@pytest.mark.parametrize("name", ["avqa-train.json", "desc_train.json"])
-def test_malformed_json_ends_in_one_line(tmp_path, name, content, part):
+def test_malformed_json_ends_in_one_line(tmp_path, content, part):
     """A damaged, foreign or empty file is named, with what is wrong."""
-    path = write(tmp_path, name, content)
-    read = read_valor if name.startswith("desc") else read_music_avqa
-    with pytest.raises(DataError) as error:
-        read(tmp_path, "train")
-    one_line(error, str(path), part)
+    for name in ("avqa-train.json", "desc_train.json"):
+        refused(tmp_path, name, content, part)
 
 
-@pytest.mark.parametrize("field", ["video_id", "type", "question_content", "templ_values", "anser"])
-def test_missing_question_field_ends_in_one_line(tmp_path, field):
-    """The row and the field that it lacks are named."""
-    path = write(tmp_path, "avqa-val.json", [ROW, {k: v for k, v in ROW.items() if k != field}])
-    with pytest.raises(DataError) as error:
-        read_music_avqa(tmp_path, "val")
-    one_line(error, str(path), "row 1", repr(field))
+def test_a_row_that_is_none_is_refused(tmp_path):
+    """The row is named, and the field that it lacks: also where a list, a text or a number stands
+    in place of a row."""
+    caption = {"video_id": "x", "desc": "y"}
+    for row, file in ((ROW, "avqa-val.json"), (caption, "desc_val.json")):
+        for field in row.keys() - {"question_id", "question_deleted"}:
+            rows = [row, {k: v for k, v in row.items() if k != field}]
+            refused(tmp_path, file, rows, "row 1", f"has no field {field!r}")
+        for other in (["x", "y"], "x", None, 5):
+            refused(tmp_path, file, [row, other], "row 1", "has no field")
+    refused(tmp_path, "desc_val.json", [caption, {**caption, "desc": 5}], "row 1", "desc")
 
 
-@pytest.mark.parametrize("field", ["video_id", "desc"])
-def test_missing_caption_field_ends_in_one_line(tmp_path, field):
-    """The same for captions."""
-    row = {"video_id": "x", "desc": "y"}
-    path = write(tmp_path, "desc_val.json", [row, {k: v for k, v in row.items() if k != field}])
-    with pytest.raises(DataError) as error:
-        read_valor(tmp_path, "val")
-    one_line(error, str(path), "row 1", repr(field))
+DEEP = "[" * 100_000
 
 
 @pytest.mark.parametrize(
@@ -181,22 +171,60 @@ def test_missing_caption_field_ends_in_one_line(tmp_path, field):
     [
         ("type", '["Audio", "Temporal"]', "'Audio Temporal'"),
         ("type", '["Visual"]', "'Visual'"),
-        ("type", "Audio-Visual", "row 1"),
-        ("type", None, "row 1"),
-        ("type", "3", "row 1"),
-        ("templ_values", "[", "row 1"),
+        ("type", '["Audio", "Counting", "Counting"]', "type"),
+        *(("type", value, "type") for value in (None, "3", DEEP, "Audio-Visual")),
+        ("type", ["Audio", "Counting"], "type"),
+        ("type", '{"Audio": 0, "Counting": 1}', "type"),
+        ("type", '"Audio Counting"', "type"),
+        ("type", '[["Audio"], "Counting"]', "type"),
         ("templ_values", '["first"]', "2 placeholders but 1"),
-        ("templ_values", "null", "row 1"),
-        ("question_content", 5, "row 1"),
-        ("question_deleted", "yes", "row 1"),
+        ("templ_values", ["first", "cello"], "templ_values"),
+        *(("templ_values", value, "templ_values") for value in ("[", "null", "[1, 2]", DEEP)),
+        ("templ_values", '"ab"', "templ_values"),
+        ("templ_values", '{"a": 1, "b": 2}', "templ_values"),
+        ("templ_values", '["first", null]', "templ_values"),
+        ("templ_values", '["first", "\\ud800"]', "templ_values"),
+        ("question_content", 5, "question_content"),
+        ("question_content", ["Where is <FL> <Object>?"], "question_content"),
+        ("question_content", "Where is it?", "0 placeholders but 2"),
+        *(("question_deleted", v, "question_deleted") for v in (float("inf"), [1], "9" * 5000)),
+        ("question_deleted", "yes", "question_deleted"),
+        *(("anser", value, "anser") for value in (2, None, "\udc80")),
     ],
 )
-def test_bad_question_ends_in_one_line(tmp_path, field, value, part):
-    """An unknown type and values that do not fit are named with their row."""
-    path = write(tmp_path, "avqa-val.json", [ROW, {**ROW, field: value}])
-    with pytest.raises(DataError) as error:
-        read_music_avqa(tmp_path, "val")
-    one_line(error, str(path), "row 1", part)
+def test_a_bad_question_names_its_field(tmp_path, field, value, part):
+    """An unknown type, wrong nesting, numbers for text, half characters and values that do not fit
+    are refused with their row, never guessed at."""
+    refused(tmp_path, "avqa-val.json", [ROW, {**ROW, field: value}], "row 1", part)
+
+
+NO_NAMES = ["", ".", "..", "../../etc/passwd", "/etc/passwd", "a/b", "a\0b", "a\nb", "日" * 67]
+
+
+@pytest.mark.parametrize("name", [*NO_NAMES, 93, None, ["x"], {"x": 1}, True, "\ud800"])
+def test_a_video_id_stays_within_its_folder(tmp_path, name):
+    """An id that is no file's name is refused with file, row and field, in both data sets."""
+    refused(tmp_path, "avqa-val.json", [ROW, {**ROW, "video_id": name}], "row 1", "video_id")
+    rows = [{"video_id": "x", "desc": "y"}, {"video_id": name, "desc": "y"}]
+    refused(tmp_path, "desc_val.json", rows, "row 1", "video_id")
+
+
+@pytest.mark.parametrize("name", [*SHELL, "..a", "-_.", "日" * 66])
+def test_an_odd_video_id_is_a_name(tmp_path, name):
+    """Any other id is kept as it is and names a file in the folder of its kind."""
+    assert parse_question({**ROW, "video_id": name}, "here").video_id == name
+    wav_path(tmp_path, name).parent.mkdir(parents=True)
+    wav_path(tmp_path, name).touch()
+    frames_path(tmp_path, name).mkdir(parents=True)
+    assert without_media(tmp_path, [name, "x"]).keys() == {"x"}
+
+
+def test_an_id_may_come_twice(tmp_path):
+    """A clip with two captions, or two questions of one id, keeps both."""
+    write(tmp_path, "desc_val.json", [{"video_id": "x", "desc": d} for d in "ab"])
+    assert [c.text for c in read_valor(tmp_path, "val")[0]] == ["a", "b"]
+    write(tmp_path, "avqa-val.json", [ROW, ROW])
+    assert len(read_music_avqa(tmp_path, "val")[0]) == 2
 
 
 def test_missing_annotations_end_in_one_line(tmp_path):

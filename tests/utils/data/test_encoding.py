@@ -1,28 +1,33 @@
 """A run's clips: encoded before training and cached, or encoded in every step, to the same end."""
 
 import gc
+import os
 import shutil
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
+import soundfile
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 import task_align
-from benchmarks import steps
-from tests.helpers.tiny import save_models, write_clip
+import task_avqa
+from modules.system import Alignment, System
+from modules.token_transmitter import TokenTransmitter
+from tests.helpers.tiny import RATE, tiny_qwen2, write_clip
 from utils.data.clips import ClipMedia, ClipTokens, Collate, in_order
-from utils.data.datasets import Caption, DataError, Question, frames_path, wav_path
-from utils.data.encoding import encode_clips
-from utils.system import build_system
+from utils.data.datasets import AnnotationFile, Caption, DataError, Question
+from utils.data.encoding import load_clips
+from utils.data.features import media_stamp, read_tokens
+from utils.data.models import build_system
+from utils.files import write_whole
 from utils.training.processes import start
 
 CLIPS = {"0001": 0.3, "0002": 0.48, "0003": 1.3, "0004": 0.7}  # seconds: 1, 1, 3 and 2 windows
+ALL = 4 + (1 + 1 + 3 + 2)  # rows that the encoders read of them
+SPECIAL = {"visual": 1, "audio": 2}
 WAYS = pytest.mark.parametrize("cached", [True, False])
 
 
@@ -38,90 +43,120 @@ def questions(*names):
     ]
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return save_models(tmp_path_factory.mktemp("models"))
-
-
-@dataclass
 class Run:
-    """A data set, what a run is configured to do with it, and its one process."""
+    """A data set, and what a run on tiny encoders does with it; counts the rows encoded."""
 
-    root: Path
-    config: Any
-    accelerator: Accelerator
+    def __init__(self, folder, models, encoders, readers):
+        self.root, self.encoders, self.readers, self.encoded = folder / "DATA", encoders, readers, 0
+        for seed, (name, seconds) in enumerate(CLIPS.items()):
+            write_clip(self.root, name, seconds, seed)
+        self.options = dict(
+            preset="paper",  # no mini world is made
+            data=str(self.root),
+            visual_encoder=str(models / "visual"),
+            audio_encoder=str(models / "audio"),
+            cache=str(folder / "cache"),
+            figures="none",
+            workers=0,
+            encode_batch=3,
+            visual_tokens=4,
+            audio_tokens=4,
+            channel="none",
+            receiver_width=32,
+        )
+        self.accelerator = start(self.config())
+        self.hooks = [
+            model.register_forward_pre_hook(lambda _, args: self.count(len(args[0])))
+            for model, _ in encoders.values()
+        ]
 
-    def cached(self, yes):
-        return self.config if yes else replace(self.config, cache="none")
+    def count(self, rows):
+        self.encoded += rows
 
-    def encode(self, rows, cached=True):
-        """A new system, its splits, and how many rows were encoded for them."""
-        system, encoded = build_system(self.cached(cached)), []
-        for tx in (system.img_tx, system.audio_tx):
-            tx.encoder.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
-        clips, _ = encode_clips(system, self.cached(cached), self.root, rows, self.accelerator)
-        return system, clips, sum(encoded)
+    def config(self, stage=task_align, **options):
+        return replace(stage.PRESETS["mini"], **{**self.options, **options})
+
+    def load(self, train, val=None, test=None, also=(), system=None, **options):
+        """The clips of a run, and how many rows were encoded for them."""
+        config = self.config(**options)
+        splits = {"train": train, "val": train if val is None else val, "test": test or train}
+
+        def read(root, split):
+            assert root == self.root
+            return splits[split], AnnotationFile(split, "hash", len(splits[split]))
+
+        if system is None:
+            encoders = {kind: (model, SPECIAL[kind]) for kind, (model, _) in self.encoders.items()}
+            system = System(config, encoders, tiny_qwen2())
+        before = self.encoded
+        clips = load_clips(config, read, system, self.readers, self.accelerator, also)
+        return clips, self.encoded - before
+
+    def media(self, kind, name):
+        return self.readers[kind].path(self.root, name)
+
+    def damage(self, kind, name):
+        path = self.media(kind, name)
+        (path if kind == "audio" else path / "frame_0001.png").write_bytes(b"noise" * 100)
 
     def files(self):
         """The cache's files, with the times at which they were written."""
-        return {path: path.stat().st_mtime_ns for path in Path(self.config.cache).rglob("*.*")}
+        return {path: path.stat().st_mtime_ns for path in Path(self.options["cache"]).rglob("*.*")}
+
+    def check(self, clips, names=CLIPS):
+        """That the cache holds what the encoders say of clips one by one, in half precision."""
+        for kind, (model, reader) in self.encoders.items():
+            tx = TokenTransmitter(model, SPECIAL[kind], 12, 4)
+            for name in names:
+                path = self.media(kind, name)
+                inputs = reader(path)
+                wanted = tx.encode(inputs, [len(inputs)])[0]
+                file = clips["train"].folders[kind] / f"{name}.safetensors"
+                found = read_tokens(file, media_stamp(path))
+                assert found.shape == (SPECIAL[kind] + 4, 16) and found.dtype == torch.float16
+                torch.testing.assert_close(found.float(), wanted, rtol=2e-3, atol=2e-3)
 
 
 @pytest.fixture
-def run(tmp_path, models, monkeypatch):
-    root = tmp_path / "DATA"
-    for seed, (name, seconds) in enumerate(CLIPS.items()):
-        write_clip(root, name, seconds, seed)
-    config = replace(
-        task_align.PRESETS["mini"],
-        data=str(root),
-        visual_encoder=str(models / "visual"),
-        audio_encoder=str(models / "audio"),
-        cache=str(tmp_path / "cache"),
-        workers=0,
-        encode_batch=3,
-        visual_tokens=4,
-        audio_tokens=4,
-        channel="none",
-        receiver_width=32,
-    )
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    AcceleratorState._reset_state(reset_partial_state=True)  # which other tests may have set
-    return Run(root, config, start(config))
+def run(tmp_path, models, encoders, readers, one_process):
+    run = Run(tmp_path, models, encoders, readers)
+    yield run
+    for hook in run.hooks:
+        hook.remove()
 
 
-def damage(root, kind, name):
-    media = wav_path(root, name) if kind == "audio" else frames_path(root, name) / "frame_0001.png"
-    media.write_bytes(b"noise" * 100)
-
-
-def learned(system, clips, step):
-    """Loss and gradients of a step on all rows, in order."""
-    if step is steps.answer:
+def learned(run, stage, rows, cache):
+    """The clips, and loss and gradients of a step of a stage on all of them, in order."""
+    config = run.config(stage, cache=cache)
+    if stage is task_align:
+        system, processors = build_system(config)
+        model = Alignment(system, config)
+    else:
+        model, processors = task_avqa.build_model(replace(config, lora_dropout=0.0))
         torch.manual_seed(0)
-        system.foundation.add_lora(4, 16, 0.0, ["q_proj", "v_proj"])
-        for name, weight in system.named_parameters():
+        for name, weight in model.named_parameters():
             if "lora_B" in name:  # which starts at zero and would hide the gradient of lora_A
                 torch.nn.init.normal_(weight, std=0.1)
-    system.train()
-    (batch,) = in_order(clips, Collate(system.tokenizer), len(clips))
-    loss = step(system, batch.to(torch.device("cpu")), None)
+    clips, _ = run.load(rows, system=model.system, cache=cache)
+    collate = Collate(processors.tokenizer)
+    (batch,) = in_order(clips["train"], collate, len(clips["train"]))
+    loss = model.train()(batch.to(torch.device("cpu")), None)
+    loss = loss[0]["loss"] if stage is task_align else loss
     loss.backward()
-    return loss.item(), {k: p.grad for k, p in system.named_parameters() if p.requires_grad}
+    grads = {k: p.grad for k, p in model.named_parameters() if p.requires_grad}
+    return clips["train"], loss.item(), grads
 
 
-@pytest.mark.parametrize("step, make", [(steps.align, captions), (steps.answer, questions)])
-def test_both_ways_train_alike(run, step, make):
+@pytest.mark.parametrize("stage, make", [(task_align, captions), (task_avqa, questions)])
+def test_both_ways_train_alike(run, stage, make):
     """From the cache or by encoding at every step: the same loss and gradients, but for the half
     precision that the cache keeps."""
-    rows = {"train": make("0003", "0001", "0004", "0002", "0003")}
-    system, clips, encoded = run.encode(rows)
-    assert isinstance(clips["train"], ClipTokens) and encoded == 4 + (1 + 1 + 3 + 2)
-    loss, grads = learned(system, clips["train"], step)
+    rows = make("0003", "0001", "0004", "0002", "0003")
+    clips, loss, grads = learned(run, stage, rows, run.options["cache"])
     before = run.files()
-    system, clips, encoded = run.encode(rows, cached=False)
-    assert isinstance(clips["train"], ClipMedia) and encoded == 0 and run.files() == before
-    wanted, wanted_grads = learned(system, clips["train"], step)
+    media, wanted, wanted_grads = learned(run, stage, rows, "none")
+    assert isinstance(clips, ClipTokens) and isinstance(media, ClipMedia)
+    assert len(before) == 2 * len(CLIPS) and run.files() == before
     assert loss == pytest.approx(wanted, rel=1e-3)
     assert grads.keys() == wanted_grads.keys() and len(grads) >= 16
     for name, grad in grads.items():
@@ -130,82 +165,184 @@ def test_both_ways_train_alike(run, step, make):
         torch.testing.assert_close(grad, wanted_grads[name], rtol=0.02, atol=5e-3 * scale)
 
 
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_cached_tokens_are_those_of_the_encoder(run, batch):
+    """Every clip's tokens are on disk in half precision, as encoding it alone gives them, whether
+    clips are encoded one by one, a few at a time or all at once."""
+    clips, encoded = run.load(captions(*CLIPS), encode_batch=batch)
+    assert encoded == ALL and len(run.files()) == 2 * len(CLIPS)
+    run.check(clips)
+    first, second, *_ = clips["train"]
+    assert min((a - b).abs().max() for a, b in zip(first[:2], second[:2], strict=True)) > 0.01
+
+
 @WAYS
-@pytest.mark.parametrize("kind", ["visual", "audio"])
-def test_damaged_clips_are_listed_and_left_out(run, capsys, cached, kind):
-    """A clip of which either medium is damaged is named with the reason, and none of its rows is
-    read; the others stay in order."""
-    damage(run.root, kind, "0002")
-    rows = {"train": captions("0001", "0002", "0003", "0002"), "test": captions("0002", "0004")}
-    _, clips, _ = run.encode(rows, cached)
-    assert [row.video_id for row in clips["train"].rows] == ["0001", "0003"]
-    assert [row.video_id for row in clips["test"].rows] == ["0004"]
+@pytest.mark.parametrize("batch", [1, 2])
+def test_bad_clips_are_listed_and_left_out(run, capsys, cached, batch):
+    """Clips of which a medium is damaged, too short or missing are named with the reason, and none
+    of their rows is read; the others stay in order, their tokens as they are without bad ones, and
+    are counted. A batch of bad clips alone leaves nothing to encode."""
+    bad = {"0005": "audio", "0006": "visual", "0007": "audio", "0008": "visual", "0009": "audio"}
+    for seed, name in enumerate(bad):
+        write_clip(run.root, name, 0.01 if name == "0005" else 0.3, seed)  # AST needs 25 ms
+    run.damage("visual", "0006")
+    run.damage("audio", "0007")
+    shutil.rmtree(run.media("visual", "0008"))
+    run.media("audio", "0009").unlink()
+    clips, _ = run.load(
+        captions("0001", "0005", "0006", "0007", "0003", "0005"),
+        val=captions("0008", "0002"),
+        test=captions("0009", "0004", "0006"),
+        encode_batch=batch,
+        **({} if cached else {"cache": "none"}),
+    )
+    kept = {"train": ["0001", "0003"], "val": ["0002"], "test": ["0004"]}
+    assert {split: [row.video_id for row in part.rows] for split, part in clips.items()} == kept
     assert all(len(part) == len([*in_order(part, list, 1)]) for part in clips.values())
-    said = capsys.readouterr().out
-    assert "1 clips left out:" in said
-    (line,) = [line for line in said.splitlines() if line.startswith("  0002: ")]
-    assert str(run.root) in line and said.count("0002: ") == 1
+    assert clips.total == {"train": 6, "val": 2, "test": 3}
+    assert {split: file.rows for split, file in clips.files.items()} == clips.total
+    said = capsys.readouterr().out.splitlines()
+    assert "5 clips left out:" in said and list(clips.left_out) == sorted(bad)
+    for name, reason in clips.left_out.items():
+        assert str(run.media(bad[name], name)) in reason and "\n" not in reason
+        assert said.count(f"  {name}: {reason}") == 1
+    if cached:
+        run.check(clips)
+        folders = clips["train"].folders
+        assert not any(
+            (folders[kind] / f"{name}.safetensors").exists() for name, kind in bad.items()
+        )
 
 
 @WAYS
 def test_split_without_a_good_clip_is_refused(run, cached):
     """A split of which nothing is left ends the run in one line that names it."""
-    damage(run.root, "audio", "0002")
-    rows = {"train": captions("0001"), "val": captions("0002"), "test": captions("0003")}
-    with pytest.raises(DataError) as error:
-        run.encode(rows, cached)
-    assert all(part in str(error.value) for part in (str(run.root), "val"))
-    assert "\n" not in str(error.value)
-    with pytest.raises(DataError, match="test"):
-        run.encode({"train": captions("0001"), "test": []}, cached)
+    run.damage("audio", "0002")
+    options = {} if cached else {"cache": "none"}
+    one, other = captions("0001"), captions("0003")
+    for split, rows in {"damaged": captions("0002"), "empty": []}.items():
+        with pytest.raises(DataError, match="the val split") as error:
+            run.load(one, val=rows, test=other, **options)
+        assert str(run.root) in str(error.value) and "\n" not in str(error.value), split
 
 
 def test_encoders_are_released_after_caching(run):
     """Once every clip is cached nothing holds the encoders; without a cache they are kept."""
-    rows = {"train": captions(*CLIPS)}
-    system = build_system(run.config)
-    encoders = [weakref.ref(tx.encoder) for tx in (system.img_tx, system.audio_tx)]
-    encode_clips(system, run.config, run.root, rows, run.accelerator)
+    system, _ = build_system(run.config())
+    encoders = [weakref.ref(tx.encoder) for tx in system.transmitters.values()]
+    run.load(captions(*CLIPS), system=system)
     gc.collect()
     assert [encoder() for encoder in encoders] == [None, None]
     assert not [name for name, _ in system.named_parameters() if ".encoder." in name]
-    system, _, _ = run.encode(rows, cached=False)
-    assert system.img_tx.encoder is not None and system.audio_tx.encoder is not None
+    system, _ = build_system(run.config())
+    run.load(captions(*CLIPS), system=system, cache="none")
+    assert all(tx.encoder is not None for tx in system.transmitters.values())
 
 
 def test_second_run_encodes_nothing(run):
-    """Clips that one run or split has cached are not encoded by another, nor written again."""
-    rows = {"train": captions("0001", "0002", "0001"), "test": captions("0002", "0003")}
-    assert run.encode(rows)[2] == 3 + (1 + 1 + 3)
+    """Clips that one run, split or row has cached are not encoded for another, nor written
+    again."""
+    shown = captions("0001", "0002", "0001")
+    assert run.load(shown, test=captions("0002", "0003"))[1] == 3 + (1 + 1 + 3)
     before = run.files()
     assert len(before) == 2 * 3
-    assert run.encode({"train": questions("0003", "0001")})[2] == 0
-    assert run.files() == before
-    assert run.encode({"train": captions("0001", "0004")})[2] == 1 + 2
-    assert len(run.files()) == 2 * 4
+    assert run.load(questions("0003", "0001"))[1] == 0 and run.files() == before
+    assert run.load(captions("0001", "0004"))[1] == 1 + 2 and len(run.files()) == 2 * 4
+
+
+def test_changed_media_are_encoded_again(run):
+    """Another sound of the same size and times of a frame, frames added or lost: such clips alone
+    are encoded again, into the same folder."""
+    clips, _ = run.load(captions(*CLIPS))
+    before = run.files()
+    sound, frames = run.media("audio", "0002"), run.media("visual", "0001")
+    time = sound.stat().st_mtime_ns
+    soundfile.write(sound, soundfile.read(sound)[0][::-1], RATE)
+    os.utime(sound, ns=(time + 1, time + 1))
+    (frames / "frame_0003.png").unlink()
+    shutil.copy2(frames / "frame_0001.png", run.media("visual", "0003") / "frame_0099.png")
+    clips, encoded = run.load(captions(*CLIPS))
+    assert encoded == 1 + 2 and run.files().keys() == before.keys()
+    again = {path for path, time in run.files().items() if time != before[path]}
+    folders = clips["train"].folders
+    wanted = {"0002": "audio", "0001": "visual", "0003": "visual"}
+    assert again == {folders[k] / f"{name}.safetensors" for name, k in wanted.items()}
+    run.check(clips)
+
+
+def test_damaged_cache_file_is_made_again(run):
+    """A broken file is no reason to stop: its clip is encoded again, to the same file."""
+    clips, _ = run.load(captions(*CLIPS))
+    file = clips["train"].folders["audio"] / "0003.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    assert run.load(captions(*CLIPS))[1] == 3 and file.read_bytes() == content
+
+
+def test_interrupted_caching_goes_on(run):
+    """Clips that were done before an interruption are not done again."""
+    rows = []
+
+    def stop(_, args):
+        rows.append(len(args[0]))
+        if len(rows) == 3:
+            raise KeyboardInterrupt
+
+    hook = run.encoders["visual"][0].register_forward_pre_hook(stop, prepend=True)
+    with pytest.raises(KeyboardInterrupt):
+        run.load(captions(*CLIPS), encode_batch=1)
+    hook.remove()
+    assert run.load(captions(*CLIPS))[1] == ALL - 2
+
+
+@pytest.mark.parametrize("batch, failing", [(1, 1), (1, 4), (2, 3), (32, 4)])
+def test_full_disk_ends_caching_and_keeps_what_is_done(run, monkeypatch, batch, failing):
+    """A write that fails, beside the encoding or after it, is raised though another one might not
+    fail; earlier clips stay whole, later ones are not begun."""
+    tried, written = [], []
+
+    def full(path, content):
+        tried.append(path)
+        if len(tried) == failing:
+            raise OSError(28, "No space left on device")
+        written.append(path.stem)
+        write_whole(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.data.encoding.write_whole", full)
+        with pytest.raises(OSError, match="No space left"):
+            run.load(captions(*CLIPS), encode_batch=batch)
+    assert written == list(CLIPS)[: failing - 1]
+    assert sorted(path.name for path in run.files()) == [f"{name}.safetensors" for name in written]
+    clips, encoded = run.load(captions(*CLIPS))
+    assert encoded == ALL - len(written)
+    run.check(clips)
+
+
+def test_workers_change_nothing(run):
+    """Clips that are read in processes beside give the same files, bit by bit."""
+    run.damage("visual", "0004")
+    found = []
+    for workers in (0, 2):
+        options = {"cache": f"{run.root.parent}/{workers}", "workers": workers, "encode_batch": 2}
+        clips, _ = run.load(captions(*CLIPS), **options)
+        files = {p.name: p.read_bytes() for p in Path(options["cache"]).rglob("*.safetensors")}
+        found.append((clips.left_out, files))
+    assert found[0] == found[1] and set(found[0][0]) == {"0004"}
 
 
 def test_several_compressions_cost_one_encoding(run):
     """A sweep over compressions and lengths encodes each clip once; each of them then finds in the
     cache, to the last bit, what it would have written by itself."""
-    rows = {"train": captions(*CLIPS)}
+    rows, together = captions(*CLIPS), run.options["cache"]
     ways = [(4, 4, "sliding_window"), (2, 4, "uniform"), (1, 3, "sliding_window")]
-    system = build_system(run.config)
-    encoded = []
-    for tx in (system.img_tx, system.audio_tx):
-        tx.encoder.register_forward_pre_hook(lambda _, args: encoded.append(len(args[0])))
-    encode_clips(system, run.config, run.root, rows, run.accelerator, also=ways)
-    assert sum(encoded) == 4 + 7
+    assert run.load(rows, also=ways)[1] == ALL
     assert len(run.files()) == 2 * 3 * len(CLIPS)
-    together = run.config.cache
     for visual, audio, how in ways:
-        changes = {"visual_tokens": visual, "audio_tokens": audio, "compression": how}
-        run.config = replace(run.config, cache=together, **changes)
-        _, clips, count = run.encode(rows)
-        assert count == 0
-        run.config = replace(run.config, cache=f"{together}-{visual}-{audio}")
-        _, alone, count = run.encode(rows)
-        assert count == 4 + 7
+        way = {"visual_tokens": visual, "audio_tokens": audio, "compression": how}
+        clips, encoded = run.load(rows, **way)
+        alone, encoded_alone = run.load(rows, **way, cache=f"{together}-{visual}-{audio}")
+        assert (encoded, encoded_alone) == (0, ALL)
         for a, b in zip(clips["train"], alone["train"], strict=True):
             assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
             assert len(a[0]) == 1 + visual and len(a[1]) == 2 + audio
@@ -214,14 +351,14 @@ def test_several_compressions_cost_one_encoding(run):
 def test_space_is_checked_before_anything_is_encoded(run, monkeypatch, capsys):
     """What the cache will take is said, and refused at once where the disk is too small; a cache
     that is full already needs no space."""
-    rows, free = {"train": captions(*CLIPS)}, 2 * len(CLIPS) * 4096
+    rows, free = captions(*CLIPS), 2 * len(CLIPS) * 4096
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free - 1))
     with pytest.raises(OSError, match="--cache"):
-        run.encode(rows)
-    assert run.files() == {}
+        run.load(rows)
+    assert run.files() == {} and run.encoded == 0
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    assert run.encode(rows)[2] == 4 + 7
+    assert run.load(rows)[1] == ALL
     assert "the cache grows by 0.00 GB" in capsys.readouterr().out
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    assert run.encode(rows)[2] == 0
+    assert run.load(rows)[1] == 0
     assert "the cache grows" not in capsys.readouterr().out

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.helpers.bad_media import mutant, tone, write_video
-from tests.helpers.tiny import save_models
 from utils.data.datasets import (
     DataError,
     fill_template,
@@ -26,10 +25,8 @@ from utils.data.datasets import (
     wav_path,
 )
 from utils.data.extraction import extract_clip
-from utils.data.features import Reader
 from utils.data.isolated import in_processes
 from utils.data.media import MediaError, read_frames
-from utils.data.models import load_ast, load_vivit
 
 MUTANTS = 500  # of each kind
 
@@ -73,17 +70,6 @@ def test_any_video_costs_itself_alone(tmp_path):
         whole += not problems
     assert MUTANTS / 4 < whole < MUTANTS  # some are damaged, some are not
     assert {p.name for p in out.iterdir()} == {"ast_audio", "vivit_frames"}
-
-
-@pytest.fixture(scope="module")
-def readers(tmp_path_factory):
-    models = save_models(tmp_path_factory.mktemp("models"))
-    vivit, processor = load_vivit(models / "visual")
-    ast, extractor = load_ast(models / "audio")
-    return {
-        "visual": Reader(processor, vivit.config, "visual"),
-        "audio": Reader(extractor, ast.config, "audio"),
-    }
 
 
 def wavs():

@@ -1,10 +1,12 @@
-"""Reading frames and sound, in the forms that people's own extractions have."""
+"""Reading frames and sound, in the forms that people's own extractions have. Bad ones:
+test_bad_data.py."""
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
 
+from tests.helpers.tiny import RATE, WINDOW
 from utils.data.media import MediaError, even_indices, read_frames, read_wav
 
 
@@ -65,32 +67,16 @@ def test_frames_take_the_size_of_the_first(tmp_path):
     assert read_frames(tmp_path).shape == (2, 4, 6, 3)
 
 
-@pytest.mark.parametrize("damage", ["absent", "empty", "noise", "truncated"])
-def test_bad_frames_end_in_one_line(tmp_path, damage):
-    """A missing, empty or damaged frame folder is named in one line."""
-    folder = tmp_path / "clip"
-    if damage != "absent":
-        folder.mkdir()
-    if damage == "noise":
-        (folder / "frame_1.png").write_bytes(b"noise" * 100)
-    if damage == "truncated":
-        Image.effect_noise((64, 64), 50).save(folder / "frame_1.png")
-        (folder / "frame_1.png").write_bytes((folder / "frame_1.png").read_bytes()[:900])
-    with pytest.raises(MediaError) as caught:
-        read_frames(folder)
-    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
-
-
+@pytest.mark.parametrize("rate", [8000, 44100])
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
-def test_any_wav_becomes_mono_at_the_rate_asked(tmp_path, subtype):
-    """Rate, bit depth and channels are converted: the tone and its loudness stay."""
-    rate = 44100
+def test_any_wav_becomes_mono_at_the_rate_asked(tmp_path, subtype, rate):
+    """Rate, bit depth and channels are converted: length, pitch and loudness of a tone stay."""
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)
     soundfile.write(tmp_path / "x.wav", np.stack([tone, 0 * tone], 1), rate, subtype=subtype)
     sound = read_wav(tmp_path / "x.wav")
     assert sound.dtype == np.float32 and sound.shape == (32000,)
     assert np.abs(np.fft.rfft(sound[:16000])).argmax() == 440  # Hz
-    assert abs(np.abs(sound[2000:-2000]).max() - 0.25) < 0.02
+    assert abs(np.abs(sound[2000:-2000]).max() - 0.25) < 0.01
 
 
 def test_sound_at_the_right_rate_is_untouched(tmp_path):
@@ -100,18 +86,23 @@ def test_sound_at_the_right_rate_is_untouched(tmp_path):
     assert np.array_equal(read_wav(tmp_path / "x.wav") * 32768, samples)
 
 
-@pytest.mark.parametrize("damage", ["absent", "noise", "no bytes", "no samples", "not finite"])
-def test_bad_sound_ends_in_one_line(tmp_path, damage):
-    """A missing, damaged or empty wav is named in one line."""
+def test_sound_a_little_longer_than_its_windows(readers, tmp_path):
+    """What is left after the last whole window may be too short to read, which is no error."""
+    rng, path = np.random.default_rng(0), tmp_path / "x.wav"
+    for samples in (0, 1, 239, 240, 241, 300, 399, 400, 401):
+        sound = rng.normal(scale=0.1, size=WINDOW * RATE // 100 + samples)
+        soundfile.write(path, sound, RATE)
+        assert len(readers["audio"](path)) == (2 if samples >= 400 else 1), samples
+
+
+def test_a_header_that_promises_terabytes(tmp_path):
+    """A sound is as long as the file, or refused in a line, whatever length its header says."""
     path = tmp_path / "x.wav"
-    if damage == "noise":
-        path.write_bytes(b"noise" * 100)
-    if damage == "no bytes":
-        path.touch()
-    if damage == "no samples":
-        soundfile.write(path, np.zeros(0), 16000)
-    if damage == "not finite":
-        soundfile.write(path, np.array([0.0, np.nan, np.inf]), 16000, subtype="FLOAT")
-    with pytest.raises(MediaError) as caught:
-        read_wav(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    soundfile.write(path, np.zeros(4000), 16000, format="FLAC")
+    content = bytearray(path.read_bytes())
+    content[21] |= 15  # with the next four bytes the number of samples
+    path.write_bytes(content)
+    try:
+        assert len(read_wav(path)) == 4000
+    except MediaError as error:
+        assert str(path) in str(error) and len(str(error).splitlines()) == 1

@@ -2,14 +2,36 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import TimesformerConfig, TimesformerModel, VideoMAEImageProcessor
 
-from utils.data.models import ModelError, load_ast, load_language_model, load_vivit, revision
+import task_align
+from modules.system import Alignment
+from tests.helpers.tiny import SIZES, write_clip
+from utils.data.clips import ClipMedia, Collate, in_order
+from utils.data.datasets import Caption
+from utils.data.media import video_input
+from utils.data.models import (
+    ENCODERS,
+    Encoder,
+    ModelError,
+    build_system,
+    load_encoder,
+    load_language_model,
+    models_used,
+    revision,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
-LOADERS = {"vivit": load_vivit, "ast": load_ast, "qwen2": load_language_model}
+LOADERS = {
+    "vivit": partial(load_encoder, kind="visual"),
+    "ast": partial(load_encoder, kind="audio"),
+    "qwen2": load_language_model,
+}
 
 
 @pytest.fixture(params=LOADERS)
@@ -33,28 +55,30 @@ def refused(folder, load, kind=ModelError):
     return message
 
 
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
-def test_truncated_weights_are_refused(model, share):
-    """A download that was cut off."""
+def test_truncated_weights_are_refused(model):
+    """A download that was cut off, anywhere."""
     weights = model[0] / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[: int(share * weights.stat().st_size)])
-    refused(*model)
+    content = weights.read_bytes()
+    for share in (0, 0.01, 0.5, 0.999):
+        weights.write_bytes(content[: int(share * len(content))])
+        refused(*model)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '"x"', "<html>", "\0"])
-def test_malformed_configuration_is_refused(model, content):
+def test_malformed_configuration_is_refused(model):
     """JSON that is none, or of something else, in each file that a loader reads."""
     for path in sorted(model[0].glob("*.json")):
         before = path.read_text()
-        path.write_text(content)
-        if path.name not in ("generation_config.json", "tokenizer_config.json"):
-            refused(*model)
+        for content in ("", "{", "[1]", '"x"', "<html>", "\0"):
+            path.write_text(content)
+            if path.name not in ("generation_config.json", "tokenizer_config.json"):
+                refused(*model)
         path.write_text(before)
     model[1](model[0])
 
 
 def test_missing_files_are_refused(model):
-    """Each file without which a model would be another one, or have no words."""
+    """Each file without which a model would be another one, or have no words; weights of the old
+    form, which could hold code, are none."""
     folder, load = model
     for path in sorted(folder.iterdir()):
         if path.name in ("generation_config.json", "tokenizer_config.json"):
@@ -63,11 +87,6 @@ def test_missing_files_are_refused(model):
         pair = path.name in ("config.json", "model.safetensors")
         refused(folder, load, FileNotFoundError if pair else ModelError)
         aside.rename(path)
-
-
-def test_pickled_weights_alone_are_refused(model):
-    """A folder of the old form, whose weights could hold code."""
-    folder, load = model
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "*.safetensors" in refused(folder, load, FileNotFoundError)
 
@@ -82,11 +101,53 @@ def test_weights_that_do_not_fit_are_refused(model, fields):
 
 
 def test_another_model_is_refused(model):
-    """A folder given to the loader of another kind."""
+    """A folder given to the loader of another kind: the line says what it holds and what could be
+    there, an encoder of sound in the place of one of pictures as well."""
     folder, load = model
+    holds = json.loads((folder / "config.json").read_text())["model_type"]
     for other in LOADERS.values():
-        if other is not load:
-            refused(folder, other)
+        if other is load:
+            continue
+        message = refused(folder, other)
+        if other is not load_language_model:
+            kind = other.keywords["kind"]
+            known = "vivit" if kind == "visual" else "audio-spectrogram-transformer"
+            assert f"holds a {holds}, no {kind} encoder ({known})" in message
+
+
+@pytest.mark.parametrize("kind", ["visual", "audio"])
+def test_an_unknown_architecture_is_refused(models, tmp_path, kind):
+    """An encoder that has no entry, whether transformers knows its class or not."""
+    folder = shutil.copytree(models / kind, tmp_path / kind)
+    edit(folder / "config.json", model_type="timesformer")
+    said = refused(folder, partial(load_encoder, kind=kind))
+    assert f"holds a timesformer, no {kind} encoder (" in said
+    edit(folder / "config.json", model_type="of tomorrow")
+    assert "of tomorrow" in refused(folder, partial(load_encoder, kind=kind))
+
+
+def test_one_more_entry_is_another_encoder(models, tmp_path, monkeypatch):
+    """A class of transformers that has an entry is loaded, fed and trained on like the others, and
+    nothing else has to know of it."""
+    sizes = {"image_size": 32, "patch_size": 16, "num_frames": 4}
+    TimesformerModel(TimesformerConfig(**sizes, **SIZES)).save_pretrained(tmp_path / "model")
+    side = {"height": 32, "width": 32}
+    VideoMAEImageProcessor(size=side, crop_size=side).save_pretrained(tmp_path / "model")
+    entry = Encoder("visual", TimesformerModel, VideoMAEImageProcessor, 1, video_input, {})
+    monkeypatch.setitem(ENCODERS, "timesformer", entry)
+    config = task_align.Config(
+        visual_encoder=str(tmp_path / "model"), audio_encoder=str(models / "audio")
+    )
+    system, processors = build_system(config)
+    assert isinstance(system.img_tx.encoder, TimesformerModel) and system.img_tx.special == 1
+    for seed, name in enumerate("ab"):
+        write_clip(tmp_path, name, 0.3, seed)
+    rows = [Caption("a", "a drum"), Caption("b", "two bells")]
+    clips = ClipMedia(rows, tmp_path, processors.readers)
+    (batch,) = in_order(clips, Collate(processors.tokenizer), 2)
+    losses, features = Alignment(system, config)(batch, torch.Generator().manual_seed(0))
+    losses["loss"].backward()
+    assert features["visual"].isfinite().all() and system.img_tx.projection.weight.grad.any()
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -107,19 +168,22 @@ def test_code_in_a_folder_never_runs(model, known, monkeypatch):
         if (folder / "tokenizer_config.json").exists():
             edit(folder / "tokenizer_config.json", tokenizer_class="Evil")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    if load is load_language_model and not known:
-        refused(folder, load)
-    else:
+    if known:
         load(folder)
+    else:
+        refused(folder, load)
     assert not mark.exists()
 
 
-@pytest.mark.parametrize("content", ["", "[1]", '"x"'])
-def test_a_damaged_record_of_the_download_is_named(tmp_path, content):
-    """Where a model came from is recorded in every checkpoint, so it must be readable."""
-    assert revision(tmp_path) == {}
+def test_where_models_came_from_is_recorded(tmp_path):
+    """Repository and commit stand in every checkpoint, so a damaged record is named."""
     record = tmp_path / "revision.json"
-    record.write_text(content)
-    refused(record, lambda path: revision(path.parent))
+    assert revision(tmp_path) == {}
+    for content in ("", "[1]", '"x"'):
+        record.write_text(content)
+        refused(record, lambda path: revision(path.parent))
     record.write_text('{"repo_id": "a/b", "commit": "c", "files": {}}')
     assert revision(tmp_path) == {"repo_id": "a/b", "commit": "c"}
+    used = models_used(task_align.Config(visual_encoder=str(tmp_path), audio_encoder="nowhere"))
+    assert used["visual_encoder"] == {"path": str(tmp_path), "repo_id": "a/b", "commit": "c"}
+    assert used["audio_encoder"] == {"path": "nowhere"}

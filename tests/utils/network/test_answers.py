@@ -1,79 +1,26 @@
 """The system in a cell: each scene's own token lengths, each user's own SNR, the mini models."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-import task_avqa
-from utils.data.clips import Collate
-from utils.data.datasets import Question
-from utils.network.answers import loss_at, receive, right_answers
-from utils.system import SPECIAL, build_system
+from tests.helpers.stages import RandomClips, answering, questions
+from utils.network.answers import Answers, loss_at, of_scenes, right_answers, sent_at
 
-KINDS = tuple(SPECIAL)
 LONGEST = 8
-
-
-class Clips(torch.utils.data.Dataset):
-    """Questions about clips of random tokens."""
-
-    kept = True  # in memory
-
-    def __init__(self, system, count: int = 12):
-        generator = torch.Generator().manual_seed(0)
-        self.tokens = [
-            torch.randn(count, SPECIAL[k] + LONGEST, tx.encoder.config.hidden_size,
-                        generator=generator)
-            for k, tx in zip(KINDS, (system.img_tx, system.audio_tx), strict=True)
-        ]  # fmt: skip
-        kinds = ["Audio Counting", "Visual Location"]
-        texts = ["How many instruments sound?", "Where is the cello?"]
-        self.rows = [
-            Question(str(i), kinds[i % 2], texts[i % 2], texts[i % 2], "two") for i in range(count)
-        ]
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        return *(tokens[i] for tokens in self.tokens), self.rows[i]
+LENGTHS = np.array([[1, 8], [2, 5], [8, 1], [4, 4]])
+STILL = {"visual": math.inf, "audio": math.inf, "text": math.inf}
 
 
 @pytest.fixture(scope="module")
-def system():
-    config = replace(task_avqa.PRESETS["mini"], visual_tokens=LONGEST, audio_tokens=LONGEST)
-    return build_system(config).eval()
-
-
-@pytest.fixture(scope="module")
-def clips(system):
-    return Clips(system)
-
-
-def batch_of(system, clips):
-    return Collate(system.tokenizer)([clips[i] for i in range(4)])
-
-
-def same(batch, *values):
-    """The same lengths or SNRs for every scene, (batch, 2)."""
-    return np.broadcast_to(values, (len(batch.rows), 2))
-
-
-def test_a_scene_sends_its_own_lengths(system, clips):
-    """Special tokens and so many patches of each modality arrive, padding apart; without noise
-    they are those of a scene sent alone."""
-    batch = batch_of(system, clips)
-    lengths = np.array([[1, 8], [2, 5], [8, 1], [4, 4]])
-    still = np.full((4, 2), np.inf)
-    with torch.inference_mode():
-        tokens, mask = receive(system, batch, lengths, still, torch.Generator().manual_seed(0))
-        assert mask[:, :19].sum(dim=1).tolist() == [1 + 2 + sum(pair) for pair in lengths]
-        assert torch.equal(mask[:, 19:], batch.mask)
-        for i, pair in enumerate(lengths):
-            got, own = receive(system, single(batch, i), pair[None], still[:1], torch.Generator())
-            torch.testing.assert_close(tokens[i][mask[i]], got[0][own[0]])
+def made():
+    """The model, its processors, and clips with questions of two lengths."""
+    model, processors = answering(visual_tokens=LONGEST, audio_tokens=LONGEST)
+    texts = ["How many instruments sound?", "Where is the cello?"] * 6
+    return model.eval(), processors, RandomClips(model.system, questions(texts, ["two"] * 12))
 
 
 def single(batch, i):
@@ -81,35 +28,51 @@ def single(batch, i):
     return replace(batch, **{k: v[i : i + 1] for k, v in vars(batch).items() if v is not None})
 
 
-def test_padding_does_not_change_an_answer(system, clips):
-    """The loss of scenes of different lengths is that of each alone."""
-    batch = batch_of(system, clips)
-    lengths, still = np.array([[1, 8], [2, 5], [8, 1], [4, 4]]), np.full((4, 2), np.inf)
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
 
-    def loss(part, pairs):
-        tokens, mask = receive(system, part, pairs, still[: len(pairs)], torch.Generator())
-        answers = part.answer_ids, part.answer_mask
-        return system.foundation.answer_loss(tokens[:, :0], tokens, mask, *answers)
 
+def test_a_scene_sends_its_own_lengths(made):
+    """Special tokens and so many patches of each modality arrive, padding apart; without noise
+    they are those of a scene sent alone."""
+    model, processors, clips = made
+    batch = clips.batch(processors, 0, 1, 2, 3)
     with torch.inference_mode():
-        together = loss(batch, lengths)
-        alone = [loss(single(batch, i), lengths[i : i + 1]) for i in range(4)]
-        count = batch.answer_mask.sum(dim=1)
-        expected = (torch.stack(alone) * count).sum() / count.sum()
-    torch.testing.assert_close(together, expected)
+        tokens, mask = model.receive(batch, generator(), STILL, of_scenes(LENGTHS))
+        assert mask[:, :19].sum(dim=1).tolist() == [1 + 2 + sum(pair) for pair in LENGTHS]
+        assert torch.equal(mask[:, 19:], batch.mask)
+        for i in range(4):
+            alone = of_scenes(LENGTHS[i : i + 1])
+            got, own = model.receive(single(batch, i), generator(), STILL, alone)
+            torch.testing.assert_close(tokens[i][mask[i]], got[0][own[0]])
 
 
-def test_each_user_has_its_own_channel(system, clips):
+def test_padding_does_not_change_an_answer(made):
+    """The loss of scenes of different lengths is that of each alone."""
+    model, processors, clips = made
+    batch = clips.batch(processors, 0, 1, 2, 3)
+    with torch.inference_mode():
+        together = model(batch, generator(), STILL, of_scenes(LENGTHS))
+        alone = [
+            model(single(batch, i), generator(), STILL, of_scenes(LENGTHS[i : i + 1]))
+            for i in range(4)
+        ]
+    count = batch.answer_mask.sum(dim=1)
+    torch.testing.assert_close(together, (torch.stack(alone) * count).sum() / count.sum())
+
+
+def test_each_user_has_its_own_channel(made):
     """A user without noise is received as sent; noise of another's channel does not reach it, and
     the question crosses no channel."""
-    batch = batch_of(system, clips)
-    snr = same(batch, np.inf, -6.0).copy()
+    model, processors, clips = made
+    batch = clips.batch(processors, 0, 1, 2, 3)
+    snr = np.tile([np.inf, -6.0], (4, 1))
     snr[3, 0] = -6.0
+    at, lengths = sent_at(snr, torch.device("cpu")), of_scenes(np.full((4, 2), 4))
 
     def received(seed):
         with torch.inference_mode():
-            noise = torch.Generator().manual_seed(seed)
-            return receive(system, batch, same(batch, 4, 4), snr, noise)[0]
+            return model.receive(batch, generator(seed), at, lengths)[0]
 
     a, b = received(0), received(1)
     assert torch.equal(a[:, 11:], b[:, 11:])
@@ -117,51 +80,71 @@ def test_each_user_has_its_own_channel(system, clips):
     assert (a[3, :5] != b[3, :5]).any() and (a[:, 5:11] != b[:, 5:11]).any()
 
 
-def test_every_question_is_answered_at_its_own(system, clips, monkeypatch):
+def test_every_question_is_answered_at_its_own(made, monkeypatch):
     """Each question of all batches once, at the lengths and SNRs of its row."""
+    model, processors, clips = made
     seen, asked = [], []
-    monkeypatch.setattr(system.foundation, "generate", lambda media, tokens, *rest: (
-        torch.zeros(len(tokens), 1, dtype=torch.long)))  # fmt: skip
 
-    def spy(system, batch, lengths, snr_db, noise):
-        seen.append((lengths, snr_db))
+    def spy(batch, noise, snr_db, lengths, write):
+        seen.append([*snr_db.values(), *lengths.values()])
         asked.extend(row.video_id for row in batch.rows)
-        return torch.zeros(len(batch.rows), 1, 1), batch.mask[:, :1]
+        return torch.zeros(len(batch.rows), 1, dtype=torch.long)
 
-    monkeypatch.setattr("utils.network.answers.receive", spy)
+    monkeypatch.setattr(model, "forward", spy)
     monkeypatch.setattr("utils.network.answers.is_right", lambda said, answer: True)
     lengths, snr = np.arange(24).reshape(12, 2), np.arange(24.0).reshape(12, 2)
-    assert right_answers(system, clips, lengths, snr, seed=0).tolist() == [True] * 12
-    assert asked == [str(i) for i in range(12)]
-    assert np.array_equal(np.concatenate([pair for pair, _ in seen]), lengths)
-    assert np.array_equal(np.concatenate([db for _, db in seen]), snr)
+    right = right_answers(model, clips, processors.tokenizer, lengths, snr, seed=0)
+    assert right.tolist() == [True] * 12 and asked == [str(i) for i in range(12)]
+    ((visual_db, audio_db, text_db, visual, audio),) = seen
+    assert np.array_equal(np.stack([visual, audio], 1), lengths) and text_db == math.inf
+    assert np.array_equal(np.stack([visual_db, audio_db], 1), snr)
 
 
-def test_loss_at_is_the_mean_over_answer_tokens(system, clips):
+def test_clips_are_spread_over_the_scenes(made, monkeypatch):
+    """All questions of a clip are answered in one scene, clips take turns, and a link stands in
+    place of the channel for one call."""
+    model, processors, clips = made
+    rows = [replace(row, video_id=str(i // 3)) for i, row in enumerate(clips.rows)]  # 4 clips
+    monkeypatch.setattr(clips, "rows", rows)
+    channel, link, seen = model.system.channel, type(model.system.channel)("none"), []
+
+    def right(model, clips, tokenizer, lengths, snr_db, seed):
+        seen.append((lengths.tolist(), model.system.channel))
+        return np.arange(12) % 3 == 0
+
+    monkeypatch.setattr("utils.network.answers.right_answers", right)
+    answer = Answers(model, clips, processors.tokenizer, channel, seed=0)
+    lengths = np.array([[1, 2], [3, 4]])
+    assert answer(lengths, lengths * 1.0, link) == pytest.approx([1 / 3] * 4)
+    answer(lengths, lengths * 1.0)
+    assert seen[0][0] == 3 * [[1, 2]] + 3 * [[3, 4]] + 3 * [[1, 2]] + 3 * [[3, 4]]
+    assert seen[0][1] is link and seen[1][1] is channel
+
+
+def test_loss_at_is_the_mean_over_answer_tokens(made):
     """It does not depend on the seed without noise, and repeats with noise."""
-    still = [loss_at(system, clips, (4, 4), np.inf, seed) for seed in (0, 1)]
-    assert still[0] == pytest.approx(still[1], rel=1e-6)
-    noisy = [loss_at(system, clips, (4, 4), -6.0, seed) for seed in (0, 0, 1)]
-    assert noisy[0] == noisy[1] != noisy[2]
+    model, processors, clips = made
+
+    def loss(snr_db, seed):
+        return loss_at(model, clips, processors.tokenizer, (4, 4), snr_db, seed)
+
+    assert loss(np.inf, 0) == pytest.approx(loss(np.inf, 1), rel=1e-6)
+    assert loss(-6.0, 0) == loss(-6.0, 0) != loss(-6.0, 1)
 
 
-def test_lengths_of_training_are_drawn_for_each_batch(clips):
+def test_lengths_of_training_are_drawn_for_each_batch():
     """In training over token lengths both modalities are compressed to drawn ones; in evaluation
     they keep theirs."""
-    config = replace(
-        task_avqa.PRESETS["mini"],
-        visual_tokens=LONGEST,
-        audio_tokens=LONGEST,
-        token_lengths=[1, 2, 4, 8],
-    )
-    system = build_system(config)
-    batch, noise = batch_of(system, clips), torch.Generator().manual_seed(0)
+    grid = [1, 2, 4, 8]
+    model, processors = answering(visual_tokens=LONGEST, audio_tokens=LONGEST, token_lengths=grid)
+    batch = RandomClips(model.system, questions(["Who?"], ["two"])).batch(processors)
     torch.manual_seed(0)
+    model.train()
     shapes = {
-        tuple(t.shape[1] for t in system.shown(batch, ["visual", "audio"], noise))
+        tuple(model.sent(kind, batch, None, None)[0].shape[1] for kind in ("visual", "audio"))
         for _ in range(99)
     }
-    assert shapes == {(1 + v, 2 + a) for v in (1, 2, 4, 8) for a in (1, 2, 4, 8)}
-    system.eval()
-    seen, heard = system.shown(batch, ["visual", "audio"], noise)
-    assert torch.equal(seen, batch.visual) and torch.equal(heard, batch.audio)
+    assert shapes == {(1 + v, 2 + a) for v in grid for a in grid}
+    model.eval()
+    assert torch.equal(model.sent("visual", batch, None, None)[0], batch.visual)
+    assert torch.equal(model.sent("audio", batch, None, None)[0], batch.audio)

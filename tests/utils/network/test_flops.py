@@ -1,37 +1,31 @@
 """FLOPs: counted on shapes alone they are those of the real model, and of a count by hand."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen2Config
 
-from tests.helpers.tiny import WINDOW, save_models
-from utils.data.models import load_ast, load_vivit
+from tests.helpers.tiny import WINDOW, tiny_qwen2
 from utils.network.flops import audio_flops, foundation_flops, visual_flops
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    return save_models(tmp_path_factory.mktemp("models"))
-
-
 def counted(model, inputs) -> int:
-    """FLOPs of a real pass."""
+    """FLOPs of a real pass of a copy of the model."""
+    model = deepcopy(model)
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(inputs)
     return counter.get_total_flops()
 
 
-def test_encoders_cost_what_a_pass_of_theirs_does(models):
+def test_encoders_cost_what_a_pass_of_theirs_does(models, encoders):
     """A pass of the real models, with weights and data, counts the same."""
-    vivit, _ = load_vivit(models / "visual")
+    vivit, ast = encoders["visual"][0], encoders["audio"][0]
     frames = torch.zeros(1, vivit.config.num_frames, 3, 32, 32)
-    pooler = 2 * vivit.config.hidden_size**2  # which load_vivit leaves away
+    pooler = 2 * vivit.config.hidden_size**2  # which is not loaded
     assert visual_flops(str(models / "visual")) == counted(vivit, frames) + pooler
-    ast, _ = load_ast(models / "audio")
     window = counted(ast, torch.zeros(1, WINDOW, 32))
     assert audio_flops(str(models / "audio"), WINDOW / 100) == window > 0
 
@@ -45,15 +39,9 @@ def test_every_window_of_a_long_sound_counts(models):
 def test_the_language_model_by_hand(tmp_path):
     """Projections, gated MLP and attention of each layer; no vocabulary head."""
     hidden, wide, layers, tokens = 16, 40, 3, 7
-    config = Qwen2Config(
-        vocab_size=1000,
-        hidden_size=hidden,
-        intermediate_size=wide,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    config.save_pretrained(tmp_path)
+    sizes = dict(hidden_size=hidden, intermediate_size=wide, num_hidden_layers=layers)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, vocab_size=1000)
+    tiny_qwen2(**sizes, **heads).config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()  # weights are not read
     weights = 2 * hidden * hidden + 2 * hidden * hidden // 2 + 3 * hidden * wide
     attention = 2 * 2 * tokens * tokens * hidden

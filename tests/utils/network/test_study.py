@@ -148,7 +148,7 @@ def test_a_thousand_users_are_timed():
         ({"deadline": 0.0}, "deadline 0"),
         ({"out": "/dev/null/x"}, "/dev/null/x: no file can be written"),
         ({"cache": "none"}, "--cache none"),
-        ({"noise_dbm_per_hz": float("nan")}, "noise_density nan"),
+        ({"noise_dbm_per_hz": float("nan")}, "--noise_dbm_per_hz nan: must be a number"),
         ({"curve": "guess"}, "--curve guess"),
         ({"curve": "sweep", "sweep": "nowhere.csv"}, "nowhere.csv: no sweep"),
         ({"sweep": "README.md"}, "README.md: not a sweep"),

@@ -35,8 +35,7 @@ def test_points_repeat_and_keep_clusters():
     """The same seed gives the same points; modalities that lie apart stay apart."""
     found = features(40, apart=8.0)
     found["text"] *= -1
-    points = tsne_points(found, seed=1)
-    again = tsne_points(found, seed=1)
+    points, again = (tsne_points(found, seed=1) for _ in range(2))
     for m in points:
         np.testing.assert_array_equal(points[m], again[m])
     centres = [xy.mean(axis=0) for xy in points.values()]
@@ -70,7 +69,8 @@ def test_points_come_as_csv(tmp_path):
     points = tsne_points(features(5), 0)
     ids = ["a,b", "2", "-3", '"q"', "é"]
     path = write_points(tmp_path / "new" / "p.csv", {"tau = 1": points}, ids)
-    rows = list(csv.DictReader(open(path, encoding="utf-8")))
+    with open(path, encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     assert [row["video_id"] for row in rows] == 3 * ids
     assert {row["modality"] for row in rows} == {"visual", "audio", "text"}
     assert float(rows[7]["y"]) == pytest.approx(points["audio"][2, 1], abs=1e-4)

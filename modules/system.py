@@ -1,0 +1,305 @@
+"""The system of the paper, and what each training stage computes with it.
+
+`System` holds three users (a camera, a microphone, a person who writes), their channel and the base
+station. `Alignment` and `Answering` are the two stages' forward passes, from a batch of encoder
+tokens to the losses. They are modules, because what trains in several processes (DDP, FSDP) has to
+be used within one call of one module.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modules.channel import Channel, TrainingSNR
+from modules.foundation_model import FoundationModel
+from modules.losses import info_nce, masked_mean, reconstruction
+from modules.token_compression import compress, compress_each
+from modules.token_receiver import RECEIVERS
+from modules.token_transmitter import TokenTransmitter
+
+MEDIA = ("visual", "audio")
+
+
+@dataclass
+class Batch:
+    """What a step reads; everything is padded on the right."""
+
+    visual: Tensor  # (batch, 1 + visual tokens, encoder width)
+    audio: Tensor  # (batch, 2 + audio tokens, encoder width)
+    ids: Tensor  # (batch, text tokens): the caption, or the question in its prompt
+    mask: Tensor  # (batch, text tokens), True at real tokens
+    text: Tensor  # (batch,), a number for each distinct text
+    answer_ids: Tensor | None  # (batch, answer tokens), end of text last
+    answer_mask: Tensor | None
+    rows: list  # the captions or questions themselves
+    # Without a cache `visual` and `audio` are encoder inputs, and this counts each clip's windows.
+    windows: list[int] | None = None
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
+        moved = self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return replace(moved, visual=moved.visual.float(), audio=moved.audio.float())
+
+    def pin_memory(self) -> "Batch":
+        """The loader asks for this, so that copies to an accelerator do not hold up the host."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change) -> "Batch":
+        return Batch(
+            **{k: change(v) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        )
+
+
+class System(nn.Module):
+    """Three user devices, their channel, and the base station.
+
+    Args:
+        config: a stage's hyperparameters, of tokens, channel and receiver.
+        encoders: under `visual` and `audio` a frozen encoder, and how many special tokens it puts
+            in front of its patch tokens.
+        language_model: the frozen causal language model.
+    """
+
+    def __init__(
+        self, config: Any, encoders: dict[str, tuple[nn.Module, int]], language_model: nn.Module
+    ):
+        super().__init__()
+        self.foundation = FoundationModel(language_model)
+        self.register_buffer("text_scale", self.foundation.embedding_rms(), persistent=False)
+        hidden, how = self.foundation.hidden, config.compression
+        self.img_tx = TokenTransmitter(*encoders["visual"], hidden, config.visual_tokens, how)
+        self.audio_tx = TokenTransmitter(*encoders["audio"], hidden, config.audio_tokens, how)
+        self.channel = Channel(config.channel)
+        self.training_snr = TrainingSNR(config.snr_db, config.snr_range)
+
+        def receiver() -> nn.Module:
+            return RECEIVERS[config.receiver](hidden, config.receiver_width, self.text_scale)
+
+        self.img_receiver, self.audio_receiver = receiver(), receiver()
+        self.text_receiver = receiver()
+
+    @property
+    def transceivers(self) -> dict[str, nn.Module]:
+        """What stage 1 trains, by the names that checkpoints use."""
+        names = ("img_tx", "audio_tx", "text_receiver", "img_receiver", "audio_receiver")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def transmitters(self) -> dict[str, TokenTransmitter]:
+        return {"visual": self.img_tx, "audio": self.audio_tx}
+
+    @property
+    def lora(self) -> nn.Module | None:
+        """The language model that holds LoRA weights, if stage 2 added them."""
+        model = self.foundation.language_model
+        return model if hasattr(model, "peft_config") else None
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def release_encoders(self) -> None:
+        """Forget the encoders, whose work is done once every clip is cached."""
+        self.img_tx.encoder = self.audio_tx.encoder = None
+
+    def encode(self, batch: Batch) -> Batch:
+        """The batch with encoder tokens; in a run without a cache they are computed here."""
+        if batch.windows is None:
+            return batch
+        visual = self.img_tx.encode(batch.visual)  # (batch, 1 + length, encoder width)
+        audio = self.audio_tx.encode(batch.audio, batch.windows)  # (batch, 2 + length, width)
+        return replace(batch, visual=visual, audio=audio, windows=None)
+
+    def snr_db(self, clips: int, noise: torch.Generator | None) -> float | Tensor:
+        """dB; over a range of SNRs one a clip (clips,) in training, but the one SNR in evaluation,
+        so that losses compare."""
+        draw = self.training_snr
+        return draw(clips, noise) if self.training else draw.snr_db
+
+    def receive_media(
+        self,
+        kind: str,
+        encoded: Tensor,
+        snr_db: float | Tensor,
+        noise: torch.Generator | None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """What one user sends and the base station restores.
+
+        Args:
+            kind: `visual` or `audio`.
+            encoded: (batch, special + length, encoder width), padded where `mask` is False.
+            snr_db: dB, one number or one a clip (batch,).
+            noise: source of the channel's noise and fading.
+
+        Returns:
+            (batch, special + length, hidden).
+        """
+        send, receiver = {
+            "visual": (self.img_tx, self.img_receiver),
+            "audio": (self.audio_tx, self.audio_receiver),
+        }[kind]
+        return receiver(self.channel(send(encoded), snr_db, mask, noise))
+
+    def receive_text(
+        self,
+        embedded: Tensor,
+        mask: Tensor,
+        snr_db: float | Tensor,
+        noise: torch.Generator | None,
+    ) -> Tensor:
+        """(batch, text tokens, hidden), padded where `mask` is False, to the same shape. At +inf dB
+        the text is written at the base station: nothing crosses the channel."""
+        sent = embedded.float() / self.text_scale  # embeddings of 1e-2 leave at about unit power
+        if not isinstance(snr_db, float) or snr_db != math.inf:
+            sent = self.channel(sent, snr_db, mask, noise)
+        return self.text_receiver(sent)
+
+
+class Alignment(nn.Module):
+    """Stage 1: tokens of picture and sound come to lie beside those of the caption.
+
+    Source: arXiv 2505.07841, cross-modal alignment.
+
+    Args:
+        config: temperature, direction and weights of the losses.
+    """
+
+    def __init__(self, system: System, config: Any):
+        super().__init__()
+        self.system = system
+        self.temperature, self.one_way = config.temperature, config.one_way
+        self.contrastive_weight = config.contrastive_weight
+        self.reconstruction_weight = config.reconstruction_weight
+
+    def forward(
+        self, batch: Batch, noise: torch.Generator | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses (`loss` is their weighted sum), and features (batch, hidden) by modality."""
+        system = self.system
+        batch = system.encode(batch)  # in the cache already, or now
+        snr_db = system.snr_db(len(batch.ids), noise)
+        visual = system.receive_media("visual", batch.visual, snr_db, noise)
+        audio = system.receive_media("audio", batch.audio, snr_db, noise)
+        sent = system.foundation.embed(batch.ids)  # (batch, text tokens, hidden)
+        text = system.receive_text(sent, batch.mask, snr_db, noise)
+        features = {
+            "visual": system.img_tx.features(visual),  # the class token
+            "audio": system.audio_tx.features(audio),  # mean of class and distillation tokens
+            "text": masked_mean(text, batch.mask),
+        }
+        against_text = (features["text"], self.temperature, batch.text, self.one_way)
+        losses = {
+            "visual_to_text": info_nce(features["visual"], *against_text),
+            "audio_to_text": info_nce(features["audio"], *against_text),
+            "reconstruction": reconstruction(text, sent, batch.mask),
+        }
+        total = self.contrastive_weight * (losses["visual_to_text"] + losses["audio_to_text"])
+        total = total + self.reconstruction_weight * losses["reconstruction"]
+        return {"loss": total, **losses}, features
+
+
+class Answering(nn.Module):
+    """Stage 2: the language model answers a question from the tokens that arrive.
+
+    Args:
+        config: which modalities are sent, the question's SNR, token lengths to draw from in
+            training, and the most tokens of an answer.
+        end_id: the end-of-text token.
+
+    Raises:
+        ValueError: for modalities that are not among `visual` and `audio`, or `none` alone.
+    """
+
+    def __init__(self, system: System, config: Any, end_id: int):
+        super().__init__()
+        known, asked = {*MEDIA}, config.modalities
+        if asked != ["none"] and not set(asked) <= known:
+            raise ValueError(
+                f"modalities {' '.join(asked)}: choose from {', '.join(MEDIA)}, or none alone"
+            )
+        self.system, self.modalities = system, asked
+        self.question_snr_db, self.token_lengths = config.question_snr_db, config.token_lengths
+        self.answer_tokens, self.end_id = config.answer_tokens, end_id
+
+    def forward(
+        self,
+        batch: Batch,
+        noise: torch.Generator | None,
+        snr_db: float | dict | None = None,
+        lengths: dict[str, np.ndarray] | None = None,
+        write: bool = False,
+    ) -> Tensor:
+        """The loss of the answers in nats a token, or with `write` the ids of answers of its own,
+        (batch, new tokens).
+
+        Args:
+            snr_db, lengths: as for `receive`; without an SNR that of training.
+        """
+        if snr_db is None:
+            snr_db = self.system.snr_db(len(batch.ids), noise)
+        received, mask = self.receive(batch, noise, snr_db, lengths)
+        if write:
+            return self.system.foundation.generate(received, mask, self.end_id, self.answer_tokens)
+        return self.system.foundation.answer_loss(
+            received, mask, batch.answer_ids, batch.answer_mask
+        )
+
+    def receive(
+        self,
+        batch: Batch,
+        noise: torch.Generator | None,
+        snr_db: float | Tensor | dict[str, float | Tensor],
+        lengths: dict[str, np.ndarray] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the base station reads: [visual, audio, question] tokens (batch, tokens, hidden),
+        and the mask of the real ones (batch, tokens).
+
+        Args:
+            snr_db: dB, one number or one a clip (batch,); or one of these for each of the users
+                `visual`, `audio` and `text`.
+            lengths: patch tokens that each clip's camera and microphone send, (batch,) each;
+                without them all that are in the batch.
+        """
+        system = self.system
+        batch = system.encode(batch)  # in the cache already, or now
+        if not isinstance(snr_db, dict):
+            asked_at = snr_db if self.question_snr_db is None else self.question_snr_db
+            snr_db = {"visual": snr_db, "audio": snr_db, "text": asked_at}
+        sent = {kind: self.sent(kind, batch, noise, lengths) for kind in MEDIA}
+        parts = [
+            system.receive_media(kind, tokens, snr_db[kind], noise, mask)
+            for kind, (tokens, mask) in sent.items()
+        ]
+        embedded = system.foundation.embed(batch.ids)  # (batch, question tokens, hidden)
+        parts.append(system.receive_text(embedded, batch.mask, snr_db["text"], noise))
+        masks = [
+            batch.mask.new_ones(tokens.shape[:2]) if mask is None else mask
+            for tokens, mask in sent.values()
+        ]
+        return torch.cat(parts, dim=1), torch.cat([*masks, batch.mask], dim=1)
+
+    def sent(
+        self,
+        kind: str,
+        batch: Batch,
+        noise: torch.Generator | None,
+        lengths: dict[str, np.ndarray] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """A user's encoder tokens (batch, special + length, encoder width), and their mask if they
+        are padded.
+
+        Noise of the same power stands for a modality that is not among `modalities`, so that only
+        what it says is missing. In training over token lengths one is drawn for the whole batch.
+        """
+        tokens, tx = getattr(batch, kind), self.system.transmitters[kind]
+        if kind not in self.modalities:
+            tokens = torch.randn(tokens.shape, generator=noise, device=tokens.device)
+        if lengths is not None:
+            return compress_each(tokens, lengths[kind], tx.special, tx.compression)
+        if self.training and self.token_lengths:  # drawn on the host, which knows shapes
+            length = self.token_lengths[torch.randint(len(self.token_lengths), ())]
+            tokens = compress(tokens, length, tx.special, tx.compression)
+        return tokens, None

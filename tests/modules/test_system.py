@@ -1,0 +1,355 @@
+"""The whole system on the shipped mini models: what each stage trains, what users send, and what
+the base station reads."""
+
+import copy
+import math
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import task_align
+from benchmarks.measure import loss_of
+from modules.channel import CHANNELS, Channel
+from modules.system import MEDIA
+from modules.token_compression import COMPRESSIONS
+from modules.token_receiver import RECEIVERS
+from tests.helpers.draw import seeded
+from tests.helpers.stages import RandomClips, alignment, answering, questions
+from tests.helpers.tiny import NoHostData, NoHostSync
+from utils.config import check, parse_config
+from utils.data.datasets import Caption
+
+TEXTS = ["a violin", "a drum on the left", "a violin", "who plays first, and for how long?"]
+ANSWERS = ["violin", "no", "more than ten", "left"]
+STAGES = pytest.mark.parametrize("make", [alignment, answering])
+TRANSCEIVERS = {
+    *(f"{tx}.projection.{kind}" for tx in ("img_tx", "audio_tx") for kind in ("weight", "bias")),
+    *(
+        f"{receiver}.{layer}.{kind}"
+        for receiver in ("img_receiver", "audio_receiver", "text_receiver")
+        for layer in (0, 2)
+        for kind in ("weight", "bias")
+    ),
+}
+
+
+def stage(make, **changes):
+    """A stage as it trains, and a batch."""
+    model, processors = make(**changes)
+    return model.train(), RandomClips(model.system, questions(TEXTS, ANSWERS)).batch(processors)
+
+
+def uncached(system, batch):
+    """The batch of a run without a cache: encoder inputs, of 1, 3, 1 and 2 windows of sound."""
+    seen, heard = (tx.encoder.config for tx in system.transmitters.values())
+    return replace(
+        batch,
+        visual=torch.zeros(4, seen.num_frames, 3, seen.image_size, seen.image_size),
+        audio=torch.zeros(1 + 3 + 1 + 2, heard.max_length, heard.num_mel_bins),
+        windows=[1, 3, 1, 2],
+    )
+
+
+@STAGES
+def test_a_stage_trains_its_weights_and_nothing_else(make):
+    """Exactly projections, receivers and, in stage 2, LoRA get gradients and move; encoders and
+    language model stay, every bit of them."""
+    model, batch = stage(make)
+    system = model.system
+    trained, before = system.trainable(), copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    for _ in range(2):  # LoRA's second factor starts at zero: the first factor moves a step later
+        optimizer.zero_grad()
+        loss_of(model, batch, seeded()).backward()
+        optimizer.step()
+    moved = {k for k, w in model.state_dict().items() if not torch.equal(w, before[k])}
+    weights = dict(model.named_parameters())
+    assert moved == {k for k, w in weights.items() if w.grad is not None and w.grad.any()}
+    assert {id(w) for w in trained} == {id(weights[k]) for k in moved}
+    lora = {k for k in moved if ".lora_" in k}
+    assert moved - lora == {f"system.{name}" for name in TRANSCEIVERS}
+    assert all("q_proj" in name or "v_proj" in name for name in lora)
+    language_model = system.foundation.language_model
+    layers = language_model.config.num_hidden_layers
+    assert len(lora) == (layers * 2 * 2 if make is answering else 0)
+    assert system.lora is (language_model if make is answering else None)
+
+
+@STAGES
+@pytest.mark.parametrize("channel", ["awgn", "rician"])
+def test_a_step_waits_for_no_value(make, channel):
+    """From tokens to gradients the host never waits for what a tensor holds, nor for a number on
+    its way to the device, the SNR say: on the meta device, where tensors hold nothing, a whole step
+    is taken all the same."""
+    model, batch = stage(make, channel=channel)
+    with NoHostSync():
+        loss_of(model, batch, seeded()).backward()
+    model.zero_grad()
+    model, batch = model.to("meta"), batch.to(torch.device("meta"))
+    with NoHostSync(), NoHostData():
+        loss_of(model, batch, None).backward()
+    with_gradient = [p for p in model.parameters() if p.grad is not None]
+    assert with_gradient and all(p.grad.is_meta for p in with_gradient)
+
+
+def test_encoding_within_a_step_waits_for_no_value():
+    """The same in a run without a cache, where the step also encodes its clips."""
+    model, batch = stage(alignment)
+    batch, source = uncached(model.system, batch), seeded()
+    with NoHostSync():
+        loss_of(model, batch, source).backward()
+    assert model.system.img_tx.projection.weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    "reads",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x[x > 0],
+        lambda x: x.index_put_((x > 0,), x.new_zeros(())),
+        lambda x: x.nonzero(),
+        lambda x: torch.as_tensor(1.0, device=x.device),
+        lambda x: torch.zeros(3).to(x.device),
+        lambda x: x.cpu(),
+    ],
+)
+def test_waiting_is_noticed(reads):
+    """The watch of the tests above sees each way to wait for a tensor's values."""
+    with pytest.raises(AssertionError), NoHostSync(), NoHostData():
+        reads(torch.ones(3, device="meta"))
+
+
+def test_cached_tokens_are_not_encoded_again():
+    """Tokens from the cache pass as they are, with encoders and after these are released."""
+    model, batch = stage(alignment)
+    system = model.system
+    assert system.encode(batch) is batch
+    media = uncached(system, batch)
+    encoded = system.encode(media)
+    assert encoded.windows is None and encoded.ids is media.ids
+    assert encoded.visual.shape == batch.visual.shape and encoded.audio.shape == batch.audio.shape
+    weights = sum(p.numel() for p in system.parameters())
+    encoders = [tx.encoder for tx in system.transmitters.values()]
+    system.release_encoders()
+    kept = sum(p.numel() for p in system.parameters())
+    assert weights - kept == sum(p.numel() for encoder in encoders for p in encoder.parameters())
+    assert system.encode(batch) is batch and system.train().training
+
+
+def test_build_repeats_with_its_seed():
+    """The same seed gives the same weights, another seed others."""
+    first, again, other = (alignment(**seed)[0].system for seed in ({}, {}, {"seed": 1}))
+    for a, b, c in zip(first.trainable(), again.trainable(), other.trainable(), strict=True):
+        assert torch.equal(a, b) and (not torch.equal(a, c) or not a.any())
+
+
+def test_training_draws_its_snr_evaluation_does_not():
+    """Over a range each training clip has its own SNR; in evaluation all have the one."""
+    model, _ = alignment(snr_db=7.0, snr_range=[-3.0, 5.0])
+    system = model.system.train()
+    drawn = system.snr_db(2000, seeded())
+    assert drawn.shape == (2000,) and -3 <= drawn.min() < -2.9 and 4.9 < drawn.max() <= 5
+    assert abs(drawn.mean() - 1) < 0.2
+    assert torch.equal(drawn, system.snr_db(2000, seeded()))
+    assert system.eval().snr_db(2000, seeded()) == 7.0
+
+
+@pytest.mark.parametrize("snr_range", [[5.0], [5.0, -5.0], [1.0, 2.0, 3.0], [0.0, math.inf]])
+def test_a_range_is_two_numbers_in_order(snr_range):
+    """Anything else is refused, by its name."""
+    with pytest.raises(ValueError, match="snr_range"):
+        alignment(snr_range=snr_range)
+
+
+@pytest.mark.parametrize(
+    "flag, names", [("channel", CHANNELS), ("compression", COMPRESSIONS), ("receiver", RECEIVERS)]
+)
+def test_every_name_is_a_flag_that_trains(flag, names, monkeypatch):
+    """Each entry of the dictionaries is taken by its flag and gives a system that trains; a name
+    that is not among them is refused in one line that lists them."""
+    for name in names:
+        monkeypatch.setattr(sys, "argv", ["task_align.py", f"--{flag}", name])
+        config = parse_config(task_align.PRESETS, "mini", None)
+        check(config)
+        assert getattr(config, flag) == name
+        model, batch = stage(alignment, **{flag: name})
+        loss_of(model, batch, seeded()).backward()
+        assert all(p.grad.isfinite().all() and p.grad.any() for p in model.system.trainable())
+    listed = f"^--{flag} nakagami: unknown, choose from {', '.join(names)}$"
+    with pytest.raises(ValueError, match=listed):
+        check(replace(config, **{flag: "nakagami"}))
+
+
+@pytest.mark.parametrize("snr_db, tolerance", [(math.inf, 1e-5), (10.0, 0.3)])
+def test_received_captions_do_not_depend_on_their_padding(snr_db, tolerance):
+    """A caption's text feature is the same alone and beside a longer one."""
+    model, processors = alignment(snr_db=snr_db)
+    rows = [Caption("0", "The drum stays silent."),
+            Caption("1", "The left violin enters first, then the bell.")]  # fmt: skip
+    clips = RandomClips(model.eval().system, rows)
+    with torch.inference_mode():
+        alone, beside = (
+            model(clips.batch(processors, *which), seeded())[1]["text"][0]
+            for which in ([0], [0, 1])
+        )
+    # The noise of a longer batch is another draw: without noise equal, with noise close.
+    assert torch.allclose(alone, beside, atol=tolerance * alone.abs().max().item())
+
+
+@pytest.mark.parametrize("snr_db", [10.0, math.inf])
+def test_empty_captions_and_a_batch_of_one_train(snr_db):
+    """A caption without a token, alone or beside others, and a single clip give a finite loss and
+    finite gradients in stage 1."""
+    model, processors = alignment(snr_db=snr_db)
+    for lines in ([""], ["a drum"], ["", ""], ["", "a drum", "two bells"]):
+        rows = [Caption(f"{i}", line) for i, line in enumerate(lines)]
+        batch = RandomClips(model.system, rows).batch(processors)
+        assert batch.mask.any(dim=1).tolist() == [bool(line) for line in lines]
+        model.zero_grad()
+        loss = loss_of(model, batch, seeded())
+        loss.backward()
+        assert loss.isfinite() and loss >= 0
+        assert all(weight.grad.isfinite().all() for weight in model.system.trainable())
+
+
+@pytest.mark.parametrize("modalities", [["visaul"], ["visual", "none"], ["audio", "text"]])
+def test_unknown_modalities_are_refused(modalities):
+    """A misspelt modality would otherwise be left out in silence."""
+    with pytest.raises(ValueError, match=modalities[-1]):
+        answering(modalities=modalities)
+
+
+@pytest.mark.parametrize("shown", [["visual", "audio"], ["visual"], ["audio"], ["none"]])
+def test_what_is_not_shown_is_noise(shown):
+    """A modality that is left out tells nothing of the clip; the other passes as it is."""
+    model, batch = stage(answering, modalities=shown)
+    other = replace(batch, visual=batch.visual + 1, audio=batch.audio + 1)
+    for kind in MEDIA:
+        (out, mask), (of_other, _) = (model.sent(kind, b, seeded(), None) for b in (batch, other))
+        assert out.shape == getattr(batch, kind).shape and mask is None
+        assert (out is getattr(batch, kind)) == (kind in shown)
+        assert torch.equal(out, of_other) == (kind not in shown)
+
+
+def test_lengths_of_training_are_drawn_for_each_batch():
+    """In training over token lengths both modalities are compressed to drawn ones; in evaluation
+    they keep theirs."""
+    model, batch = stage(answering, token_lengths=[1, 2, 4, 8])
+    torch.manual_seed(0)
+    draws = ([model.sent(kind, batch, None, None)[0] for kind in MEDIA] for _ in range(99))
+    shapes = {tuple(tokens.shape[1] for tokens in drawn) for drawn in draws}
+    assert shapes == {(1 + v, 2 + a) for v in (1, 2, 4, 8) for a in (1, 2, 4, 8)}
+    model.eval()
+    assert all(model.sent(kind, batch, None, None)[0] is getattr(batch, kind) for kind in MEDIA)
+
+
+# A cell: each scene's own token lengths, each user's own SNR.
+
+LENGTHS = {"visual": np.array([1, 2, 8, 4]), "audio": np.array([8, 5, 1, 4])}
+
+
+class Told(nn.Module):
+    """A channel without noise that shows at which SNR each clip was sent."""
+
+    def forward(self, tokens, snr_db, mask=None, generator=None):
+        return tokens * (1 + torch.as_tensor(snr_db) / 10).reshape(-1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """Stage 2 in evaluation, four clips, and the processors."""
+    model, processors = answering()
+    model.eval().system.release_encoders()
+    return model, RandomClips(model.system, questions(TEXTS, ANSWERS)), processors
+
+
+def cut(ids, end):
+    """Ids up to the first end token."""
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+@pytest.mark.parametrize(
+    "channel, snr_db",
+    [
+        (Channel(), dict.fromkeys((*MEDIA, "text"), torch.full((4,), math.inf))),
+        (
+            Told(),
+            {
+                "visual": torch.tensor([-9.0, 3.0, 12.0, 0.0]),
+                "audio": torch.tensor([5.0, -6.0, 1.0, 20.0]),
+                "text": torch.tensor([2.0, 8.0, -3.0, 15.0]),
+            },
+        ),
+    ],
+)
+@torch.inference_mode()
+def test_scenes_together_are_answered_as_each_alone(scenes, monkeypatch, channel, snr_db):
+    """Special tokens and so many patches of each modality arrive, padding apart, at each user's own
+    SNR; tokens, loss and answers are those of a scene that is sent alone."""
+    model, clips, processors = scenes
+    monkeypatch.setitem(model.system._modules, "channel", channel)
+    batch = clips.batch(processors)
+    at = (seeded(), snr_db, LENGTHS)
+    (tokens, mask), loss = model.receive(batch, *at), model(batch, *at)
+    ids = model(batch, *at, write=True)
+    sent = LENGTHS["visual"] + LENGTHS["audio"]
+    assert mask[:, :19].sum(dim=1).tolist() == (1 + 2 + sent).tolist()
+    assert torch.equal(mask[:, 19:], batch.mask)
+    expected = 0
+    for i in range(len(clips)):
+        one = clips.batch(processors, i)
+        own = {k: v[i : i + 1] for k, v in snr_db.items()}
+        at = (seeded(), own, {k: v[i : i + 1] for k, v in LENGTHS.items()})
+        alone, real = model.receive(one, *at)
+        torch.testing.assert_close(tokens[i][mask[i]], alone[0][real[0]])
+        expected += model(one, *at) * one.answer_mask.sum()
+        said = model(one, *at, write=True)[0].tolist()
+        assert cut(ids[i].tolist(), model.end_id) == cut(said, model.end_id)
+    torch.testing.assert_close(loss, expected / batch.answer_mask.sum())
+
+
+@torch.inference_mode()
+def test_each_user_has_its_own_channel(scenes):
+    """A user without noise is received as sent; noise of another's channel does not reach it, and
+    the question crosses no channel."""
+    model, clips, processors = scenes
+    snr_db = {
+        "visual": torch.tensor([math.inf, math.inf, math.inf, -6.0]),
+        "audio": torch.full((4,), -6.0),
+        "text": math.inf,
+    }
+    fours = {kind: np.full(4, 4) for kind in MEDIA}
+    batch = clips.batch(processors)
+    a, b = (model.receive(batch, seeded(seed), snr_db, fours)[0] for seed in (0, 1))
+    assert torch.equal(a[:, 11:], b[:, 11:])
+    assert torch.equal(a[:3, :5], b[:3, :5]), "clips whose camera has no noise"
+    assert (a[3, :5] != b[3, :5]).any() and (a[:, 5:11] != b[:, 5:11]).any()
+
+
+@pytest.mark.parametrize("channel", ["awgn", "rayleigh"])
+@torch.inference_mode()
+def test_a_question_at_infinite_snr_draws_no_noise(scenes, monkeypatch, channel):
+    """It is written at the base station: whether said for this call or for all of stage 2, the
+    source of noise stands where picture and sound left it, and their noise stays the same."""
+    model, clips, processors = scenes
+    monkeypatch.setitem(model.system._modules, "channel", Channel(channel))
+    system, batch, media = model.system, clips.batch(processors), seeded()
+    received = [system.receive_media(k, getattr(batch, k), 0.0, media) for k in MEDIA]
+    as_sent = system.text_receiver(system.foundation.embed(batch.ids) / system.text_scale)
+    written = {"visual": 0.0, "audio": 0.0, "text": math.inf}
+    for asked_at, snr_db, still in (
+        (None, written, True),
+        (math.inf, 0.0, True),
+        (None, 0.0, False),
+    ):
+        monkeypatch.setattr(model, "question_snr_db", asked_at)
+        noise = seeded()
+        tokens, _ = model.receive(batch, noise, snr_db)
+        assert torch.equal(tokens[:, :19], torch.cat(received, dim=1))
+        assert torch.equal(tokens[:, 19:], as_sent) == still
+        assert torch.equal(noise.get_state(), media.get_state()) == still

@@ -1,0 +1,198 @@
+"""What README and docs claim and code can check: numbers, figures, files, commands, examples."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import task_align
+import task_avqa
+import task_network
+from benchmarks import efficiency, seeds, shapes, sweeps
+from benchmarks.experiments import EXPERIMENTS
+from benchmarks.experiments.page import write_page
+from modules import channel
+from modules.network import baselines
+from modules.network.allocation import allocate
+from modules.network.loss_curve import LossCurve
+from utils.config import comments
+from utils.network.study import Study
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+def found(path: str) -> dict:
+    return json.loads((ROOT / path).read_text())
+
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_links_and_figures_exist(path):
+    """Each picture, page and file that a page links or names by its path is in the repository."""
+    text = path.read_text()
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
+    local = [link for link in links if not link.startswith("http")]
+    for link in local:
+        assert (path.parent / link).exists(), link
+    for name in re.findall(
+        r"`((?:modules|utils|tests|benchmarks|docs)/[\w./-]+\.(?:py|md|json))`", text
+    ):
+        assert (ROOT / name).is_file(), name
+
+
+def test_the_readme_is_short():
+    """A newcomer reads it in a few minutes."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 180
+
+
+def test_scripts_stay_short():
+    """A task script is what a reader opens first."""
+    for name, most in (("task_align.py", 170), ("task_avqa.py", 190), ("task_network.py", 215)):
+        assert len((ROOT / name).read_text().splitlines()) <= most, name
+
+
+def test_the_walk_is_short():
+    """A clip's path from mp4 to answer passes at most 12 files."""
+    steps = re.findall(r"^\d+\. .*?`((?:utils|modules)/[\w/]+\.py)`", page("walk"), re.M)
+    assert len(steps) == len(set(steps)) == 12
+
+
+def test_shape_table_is_the_one_that_the_code_gives():
+    """The table of tensor shapes, both stages and presets, is what `benchmarks.shapes` traces."""
+    assert shapes.table() in page("shapes")
+
+
+def test_paper_presets_hold_the_published_values():
+    """DESIGN's hyperparameters of the paper stand in the paper presets."""
+    align, avqa = task_align.PRESETS["paper"], task_avqa.PRESETS["paper"]
+    assert (align.batch, align.steps, align.lr, align.lr_min) == (32, 500, 1e-4, 1e-6)
+    assert (align.snr_db, align.temperature, align.seed) == (10, 0.07, 3407)
+    assert (align.visual_tokens, align.audio_tokens, align.caption_tokens) == (128, 128, 256)
+    assert (avqa.batch, avqa.steps, avqa.lr, avqa.snr_db, avqa.seed) == (8, 300, 1e-4, 12, 1111)
+    assert (avqa.lora_rank, avqa.lora_alpha, avqa.lora_dropout) == (4, 16, 0.1)
+    assert avqa.lora_targets == ["q_proj", "v_proj"]
+    assert align.receiver_width == avqa.receiver_width == 1024
+
+
+def test_tables_are_those_last_measured():
+    """Every row of the tables of speed and of seeds is what the benchmarks left."""
+    for name, said in (
+        ("speed", efficiency.tables(found("benchmarks/efficiency.json"))),
+        ("results", seeds.tables(found("benchmarks/seeds.json"))),
+    ):
+        lines = page(name).splitlines()
+        assert all(line in lines for line in said.splitlines())
+
+
+def test_the_page_of_results_is_that_of_the_committed_numbers(tmp_path):
+    """imgs/README.md is what the sweeps write of imgs/results.json, with every figure in place."""
+    results = found("imgs/results.json")
+    assert results["cost"].keys() == EXPERIMENTS.keys()
+    sections = [experiment.page(results) for experiment in EXPERIMENTS.values()]
+    write_page(tmp_path / "page.md", results, sections)
+    shown = (ROOT / "imgs/README.md").read_text()
+    assert (tmp_path / "page.md").read_text() == shown
+    for picture in re.findall(r'\]\(([^)]+)\)|src="([^"]+)"', shown):
+        assert (ROOT / "imgs" / "".join(picture)).is_file(), picture
+
+
+def test_a_single_sweep_adds_to_the_committed_results():
+    """`make figures` and a single experiment go on from what is committed: same seeds, schedule and
+    hyperparameters as the preset's."""
+    config = sweeps.PRESETS["mini"]
+    plan = sweeps.Plan(config, *sweeps.stages(config))
+    assert sweeps.earlier_results(ROOT / "imgs/results.json", plan)["cost"]
+
+
+def test_kills_are_those_last_measured():
+    """What the page on robustness says of kills is what benchmarks/kill_resume.py left."""
+    stages = found("benchmarks/kill_resume.json")
+    assert stages.keys() == {"stage1", "stage2"}
+    for stage in stages.values():
+        assert stage["kills"] == stage["resumed"] == 20 and stage["identical"]
+        assert percent(stage["saving_share"], 1) == "0.2 %"
+    assert "All 40 times" in page("robustness") and "Saving took 0.2 %" in page("robustness")
+
+
+def test_network_table_is_that_last_measured():
+    """What the page on many users says is what task_network.py left, within its criteria."""
+    study, said = found("checkpoint/network-mini.json"), page("network")
+    optimum = study["vs_exhaustive"]
+    assert optimum["instances"] == 100 and optimum["within_1_percent"] >= 95
+    assert f"{optimum['within_1_percent']} of 100 random networks" in said
+    assert f"worst gap {percent(optimum['worst_gap'], 3)}" in said
+    assert study["seconds_1000_users"] < 10
+    assert f"| 1,000 users | {study['seconds_1000_users']:.1f} s |" in said
+    for row in study["vs_baselines"].values():
+        assert row["mean_gain"] > row["ci95"] > 0
+        assert f"{100 * row['mean_gain']:.1f} ± {100 * row['ci95']:.1f} %" in said
+    for kind in ("spent", "median_spent"):
+        assert f"{1000 * study[kind]['joint']['latency_s']:.0f} ms" in said
+    fits = study["loss_curves"]
+    assert f"explains {percent(fits['measured']['r2'])} of" in said
+    assert f"its fit explains {percent(fits['sweep']['r2'])}" in said
+
+
+@pytest.mark.parametrize("script", ["task_align.py", "task_avqa.py", "task_network.py"])
+def test_help_says_what_each_flag_means(script):
+    """`--help` shows the docstring's lines as they are, and the comment beside each field."""
+    done = subprocess.run(
+        [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"\n    python {script}" in done.stdout
+    said = " ".join(done.stdout.split())
+    assert "folder of figures, or none" in said and "one of awgn, rayleigh, rician, none" in said
+
+
+@pytest.mark.parametrize("script", [task_align, task_avqa, task_network, sweeps])
+def test_every_hyperparameter_is_explained(script):
+    """A field without a comment would be a flag without help."""
+    assert comments(script.Config).keys() == {f.name for f in fields(script.Config)}
+
+
+def example(name: str) -> str:
+    """The example of docs/extending.md that defines `name`."""
+    return re.search(rf"```python\n(def {name}.*?)```", page("extending"), re.S)[1]
+
+
+def test_ones_own_channel(monkeypatch):
+    """The example's gain has a mean power of 1, and is a channel by its name."""
+    monkeypatch.setattr(channel, "CHANNELS", dict(channel.CHANNELS))
+    exec(example("shadowed"), vars(channel))
+    noise = torch.Generator().manual_seed(0)
+
+    def draw():
+        return torch.randn(200_000, dtype=torch.complex64, generator=noise)
+
+    power = channel.CHANNELS["shadowed"](draw, 0.0).abs().square()
+    assert power.mean().item() == pytest.approx(1, abs=0.02)
+    sent = torch.randn(64, 4, 32, generator=noise)
+    received = channel.Channel("shadowed")(sent, 30.0, generator=noise)
+    assert 0 < (received - sent).square().mean() < 0.2
+
+
+def test_ones_own_allocation():
+    """The example's allocation is feasible and no better than the joint one."""
+    names = vars(baselines) | {"np": np}
+    exec(example("favour_the_weak"), names)
+    curve = LossCurve(0.3, {"visual": 0.04, "audio": 0.02}, {"visual": 0.9, "audio": 1.0}, 0.7)
+    study = Study(task_network.PRESETS["mini"], task_avqa.PRESETS["mini"], 128, curve)
+    problem = study.drop(0)
+    own = names["favour_the_weak"](problem)
+    checked = baselines.given(problem, own.lengths, own.bandwidth, own.power)
+    assert checked.objective == own.objective >= allocate(problem).objective

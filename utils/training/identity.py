@@ -1,0 +1,94 @@
+"""Which run is which: two runs are one if data, hyperparameters, start and code are the same.
+
+The code of a run is all that its script imports from this repository, directly or not, but for what
+only draws; comments, formatting and the values of hyperparameters do not count. So an edit of the
+channel makes a finished run stale, and an edit of a plot or of an allocation does not.
+"""
+
+import ast
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from utils.checkpoints import sha256
+from utils.config import plain
+
+ROOT = Path(__file__).resolve().parents[2]
+DRAWING = {"matplotlib", "plotly"}  # what imports these only draws
+
+# What does not change a run's result: where things lie and how the work is shared out.
+PLACES = (
+    *("name", "out", "figures", "cache", "workers", "encode_batch", "question_only"),
+    *("resume", "save_every", "keep"),
+    "init",  # whose contents are compared
+)
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """The names of all modules that a file imports, and of what may be one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+
+
+def without_values(tree: ast.Module, script: bool) -> ast.Module:
+    """The file without the values of hyperparameters: dataclass fields, a script's constants."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for part in node.body:
+                if isinstance(part, ast.AnnAssign):
+                    part.value = None
+    if script:
+        tree.body = [node for node in tree.body if not isinstance(node, ast.Assign)]
+    return tree
+
+
+@cache
+def code_version(script: Path) -> str:
+    """A hash of the code that a script runs."""
+    code: dict[Path, str] = {}
+    waiting = [script]
+    while waiting:
+        path = waiting.pop()
+        if path in code or not path.is_file():
+            continue
+        tree = ast.parse(path.read_bytes())
+        names = set(imported(tree))
+        if path != script and DRAWING & {name.split(".")[0] for name in names}:
+            code[path] = ""
+            continue
+        code[path] = ast.dump(without_values(tree, script=path == script))
+        waiting += [ROOT / f"{name.replace('.', '/')}.py" for name in names]
+    return hashlib.sha256("".join(sorted(code.values())).encode()).hexdigest()
+
+
+def code_of(config: Any) -> str:
+    """A hash of the code of the script whose hyperparameters these are."""
+    return code_version(Path(inspect.getfile(type(config))).resolve())
+
+
+def same_run(config: dict) -> dict:
+    """The part of a run's hyperparameters that decides its result."""
+    return {k: v for k, v in config.items() if k not in PLACES}
+
+
+def finished(config: Any) -> dict | None:
+    """The metrics of the run `config.name` if it ended with these hyperparameters and this code,
+    from the same checkpoint, and its weights stand; else None."""
+    stem = Path(config.out) / config.name
+    try:
+        metrics = json.loads(stem.with_name(stem.name + ".json").read_text())
+        wanted = same_run(plain(config))
+        same = all(metrics["config"][k] == v for k, v in wanted.items())
+        same &= metrics.get("init_sha256") == sha256(getattr(config, "init", "none"))
+        same &= metrics["code"] == code_of(config)
+        same &= metrics["checkpoint_sha256"] == sha256(stem.with_name(stem.name + ".pth"))
+    except (OSError, ValueError, KeyError, TypeError):  # none yet, or of other hyperparameters
+        return None
+    return metrics if same and metrics["checkpoint_sha256"] else None

@@ -1,0 +1,209 @@
+"""One training run of either stage: its processes, its log, its saved states and its results."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object, set_seed
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from tqdm import tqdm
+
+from modules.system import Batch
+from utils.checkpoints import save_checkpoint, sha256
+from utils.config import Stopped, plain
+from utils.data.clips import Clips, Collate, in_order, training_loader
+from utils.data.datasets import listing
+from utils.data.models import models_used
+from utils.training.identity import code_of, finished
+from utils.training.log import RunLog, peak_rss_mb
+from utils.training.processes import agree, noise_source, start
+from utils.training.states import Signals, States
+
+
+class Run:
+    """A run from its first check to its last file.
+
+    Args:
+        task: `align` or `avqa`.
+        config: hyperparameters of the stage.
+        name: of the run's files where `config.name` is empty.
+
+    `finished` holds the metrics if a run of this name ended before and `config.resume` asks to go
+    on; then there is nothing to do.
+
+    Raises:
+        ValueError: for hyperparameters that no run can use, folders that cannot be written, and
+            while another run of this name is under way.
+    """
+
+    def __init__(self, task: str, config: Any, name: str):
+        self.task, self.config = task, replace(config, name=config.name or name)
+        self.accelerator = start(config)  # of one process, or of all that Accelerate started
+        self.is_main = self.accelerator.is_main_process
+        self.say(f"{task}: run {self.config.name}")
+        self.finished = agree(finished(self.config)) if config.resume else None
+        if self.finished:
+            self.say("finished before")
+            return
+        self.log = RunLog(Path(config.out) / self.config.name, writes=self.is_main)
+        self.validation: list[tuple[int, float]] = []  # (step, loss)
+
+    def say(self, text: str) -> None:
+        self.accelerator.print(text, flush=True)
+
+    def fresh_noise(self) -> torch.Generator:
+        """A source of channel noise that is the same at every call."""
+        return noise_source(self.config.seed, self.accelerator)
+
+    def prepare(
+        self, model: nn.Module, clips: Clips, collate: Collate, held_out_batch: int
+    ) -> tuple[nn.Module, dict]:
+        """The model on its device, and the loaders of the three splits, ready to train."""
+        c, accelerator = self.config, self.accelerator
+        self.clips = clips
+        self.about = {"task": self.task, "config": plain(c), "models": models_used(c)}
+        if hasattr(c, "init"):
+            self.about["init_sha256"] = sha256(c.init)
+        self.states = States(self.log.path(".resume"), c, self.about, accelerator)
+        self.system, self.read = model.system, self.states.read  # batches read so far
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.model, self.optimizer, train, *held_out = accelerator.prepare(
+            model,
+            AdamW(trained, lr=c.lr),
+            training_loader(clips["train"], collate, c, skip=self.read),
+            *(in_order(clips[s], collate, held_out_batch, c.workers) for s in ("val", "test")),
+        )
+        self.schedule = CosineAnnealingLR(self.optimizer.optimizer, c.steps, c.lr_min)
+        self.noise = self.fresh_noise()
+        set_seed(c.seed, device_specific=True)  # of dropout
+        self.model.train()
+        return self.model, dict(zip(("train", "val", "test"), (train, *held_out), strict=True))
+
+    def batches(self, loader, label: str) -> Iterator[tuple[int, Batch]]:
+        """The step that each batch belongs to, and the batch, from where the run stopped. After the
+        last batch of a step its state is saved from time to time, at the end, and before stopping:
+        SIGTERM and SIGINT stop after the step under way."""
+        c = self.config
+        if saved := self.states.saved:
+            self.states.restore(self.model, self.optimizer, self.schedule)
+            self.validation = [tuple(point) for point in saved["validation"]]
+            self.log.go_on(saved["rows"], saved["seconds"])
+            self.say(f"going on after step {saved['step']}")
+        bar = tqdm(
+            desc=f"{label} {c.name}",
+            total=c.steps * c.accumulate,
+            initial=self.read,
+            unit="batch",
+            disable=not self.is_main,
+        )
+        with Signals() as signals, bar:
+            for batch in loader:
+                self.states.restore_random(self.noise)
+                step = self.read // c.accumulate + 1
+                with self.accelerator.accumulate(self.model):
+                    yield step, batch
+                self.read += 1
+                if self.log.rows:
+                    bar.set_postfix(loss=f"{self.log.rows[-1]['loss']:.3f}", refresh=False)
+                bar.update()
+                if self.accelerator.sync_gradients:
+                    self._step_done(step, signals)
+
+    def step(self, step: int, losses: dict[str, Tensor], batch: Batch) -> None:
+        """Going backward from `losses["loss"]`; optimizer and schedule move with the last batch of
+        a step."""
+        values = dict(losses)
+        self.accelerator.backward(losses["loss"])
+        if self.accelerator.sync_gradients:
+            weights = [w for group in self.optimizer.param_groups for w in group["params"]]
+            most = self.config.clip or math.inf  # the norm is logged in any case
+            values["gradient"] = self.accelerator.clip_grad_norm_(weights, most)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.log.add(step, values, [row.video_id for row in batch.rows])
+        if self.accelerator.sync_gradients:
+            self.schedule.step()
+
+    def validates(self, step: int) -> bool:
+        """Whether the validation loss is due: every `validate_every` steps and after the last."""
+        c = self.config
+        due = step % c.validate_every == 0 or step == c.steps
+        return due and self.accelerator.sync_gradients
+
+    def validated(self, step: int, loss: float) -> None:
+        self.validation.append((step, loss))
+
+    def _step_done(self, step: int, signals: Signals) -> None:
+        stop = self._must_stop(step, signals)
+        if stop or step % self.config.save_every == 0 or step == self.config.steps:
+            self.log.read()  # which raises if losses so far are not finite
+            self.states.save(
+                step,
+                self.model,
+                self.optimizer,
+                self.schedule,
+                self.noise,
+                read=self.read,
+                rows=self.log.rows,
+                validation=self.validation,
+                seconds=time.time() - self.log.began,
+            )
+        if stop:
+            name = signal.Signals(stop).name
+            raise Stopped(f"{name}: stopped after step {step}; go on by --resume true", stop)
+
+    def _must_stop(self, step: int, signals: Signals) -> int | None:
+        """The signal that asked any process to stop. Several processes ask each other only when
+        losses are read, as they wait for one another then anyway."""
+        if self.accelerator.num_processes == 1:
+            return signals.asked
+        if step % self.log.every:
+            return None
+        return max(gather_object([signals.asked or 0])) or None
+
+    def save(self) -> None:
+        """Write R.pth: the transceivers, and LoRA if there is any."""
+        about = {**self.about, "step": self.config.steps}
+        path = self.log.path(".pth")
+        save_checkpoint(path, self.system.transceivers, self.system.lora, about, self.is_main)
+
+    def finish(self, found: dict, draw: Callable[[str], list[str]]) -> dict:
+        """Write R.csv and R.json, which is returned, then draw the figures by `draw(stem)`; for the
+        main process alone."""
+        c, log, clips = self.config, self.log, self.clips
+        log.finish()
+        metrics = {
+            "task": self.task,
+            "preset": c.preset,
+            "config": plain(c),
+            "steps": c.steps,
+            "loss": log.ends(),
+            "validation_loss": self.validation,
+            **found,
+            "annotations": {split: vars(file) for split, file in clips.files.items()},
+            "left_out": clips.left_out,
+            "figures": [],
+            "seconds": time.time() - log.began,
+            "saving_seconds": self.states.seconds,
+            "peak_rss_mb": peak_rss_mb(),
+            "code": code_of(c),
+            "checkpoint_sha256": sha256(log.path(".pth")),
+        }
+        if "init_sha256" in self.about:
+            metrics["init_sha256"] = self.about["init_sha256"]
+        log.write_metrics(metrics)
+        if c.figures != "none":
+            metrics["figures"] = draw(str(Path(c.figures) / log.stem.name))
+            log.write_metrics(metrics)
+        self.states.finish()
+        if clips.left_out:
+            print(listing(clips.left_out))
+        print("look at:", log.path(".pth"), log.path(".json"), *metrics["figures"], sep="\n  ")
+        return metrics
