@@ -14,7 +14,6 @@ from pathlib import Path
 
 import task_avqa
 from modules.channel import Channel
-from modules.network.loss_curve import LossCurve
 from utils.checkpoints import load_parts
 from utils.config import plain, run_script, values
 from utils.data.datasets import read_music_avqa
@@ -145,7 +144,7 @@ def main(config: Config) -> dict:
         "over_weights": experiments.over_weights(study, answer, few),
         "links": experiments.over_links(study, answer, snrs, links, config.link_length),
     }
-    return finish(config, name, began, found, curves["measured"])
+    return finish(config, name, began, found)
 
 
 def answering_stage(config: Config, name: str) -> task_avqa.Config:
@@ -180,14 +179,14 @@ def trained_model(stage_2: task_avqa.Config):
     return model.to(accelerator.device).eval(), clips, processors.tokenizer
 
 
-def finish(config: Config, name: str, began: float, found: dict, curve: LossCurve) -> dict:
+def finish(config: Config, name: str, began: float, found: dict) -> dict:
     """Write network-PRESET.json, draw the figures, and print the summary."""
     path, figures = Path(config.out) / f"{name}.json", []
     metrics = {"task": "network", "preset": config.preset, "config": plain(config), **found}
     metrics |= {"seconds": time.time() - began, "peak_rss_mb": peak_rss_mb(), "figures": figures}
     write_whole(path, json.dumps(metrics, indent=1) + "\n")
     if config.figures != "none":
-        figures += plots.draw(found, curve, config.curve_snr_db, f"{config.figures}/{name}")
+        figures += plots.draw(metrics, f"{config.figures}/{name}")
         write_whole(path, json.dumps(metrics, indent=1) + "\n")
     experiments.print_summary(metrics)
     print("look at:", path, *figures, sep="\n  ")

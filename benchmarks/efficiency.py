@@ -117,41 +117,34 @@ def tables(result: dict) -> str:
         "| cached |",
         "|---|---|---|---|---|---|",
     ]
-    for stage, name in (("stage1", "stage 1"), ("stage2", "stage 2")):
-        r = result[stage]
-        rows.append(
-            f"| {name} | {r['encode_every_step_clips_per_s']:.3f} | "
-            f"{r['cached_clips_per_s']:.1f} | {r['speedup']:.0f} | "
-            f"{r['encode_every_step_peak_gb']:.1f} | {r['cached_peak_gb']:.1f} |"
-        )
+    row = (
+        "| stage {} | {encode_every_step_clips_per_s:.3f} | {cached_clips_per_s:.1f} | "
+        "{speedup:.0f} | {encode_every_step_peak_gb:.1f} | {cached_peak_gb:.1f} |"
+    )
+    rows += [row.format(n, **result[f"stage{n}"]) for n in (1, 2)]
     rows += ["", "| encoding, clips a second | one at a time | batched | ratio | peak GB: one "
              "| batched |", "|---|---|---|---|---|---|"]  # fmt: skip
+    row = (
+        "| {}, {batch} a batch | {one_at_a_time_clips_per_s:.2f} | {batched_clips_per_s:.2f} | "
+        "{ratio:.2f} | {one_at_a_time_peak_gb:.1f} | {batched_peak_gb:.1f} |"
+    )
     for name, r in result["encoding"].items():
-        one, many = r["one_at_a_time_clips_per_s"], r["batched_clips_per_s"]
-        rows.append(
-            f"| {name}, {r['batch']} a batch | {one:.2f} | {many:.2f} | {many / one:.2f} | "
-            f"{r['one_at_a_time_peak_gb']:.1f} | {r['batched_peak_gb']:.1f} |"
-        )
+        ratio = r["batched_clips_per_s"] / r["one_at_a_time_clips_per_s"]
+        rows.append(row.format(name, ratio=ratio, **r))
     rows += ["", "| vocabulary head, batch 8 | GB: every position | answers | ratio of time |",
              "|---|---|---|---|"]  # fmt: skip
-    for tokens, r in result["answer_only_logits"]["by_tokens"].items():
-        rows.append(
-            f"| {tokens} tokens | {r['full_gb']:.2f} | {r['answer_only_gb']:.2f} | "
-            f"{r['time_ratio']:.0f} |"
-        )
+    row = "| {} tokens | {full_gb:.2f} | {answer_only_gb:.2f} | {time_ratio:.0f} |"
+    rows += [row.format(n, **r) for n, r in result["answer_only_logits"]["by_tokens"].items()]
     rows += ["", "| stage 2 step | GFLOP | GFLOP/s | of the peak | where its time goes |",
              "|---|---|---|---|---|"]  # fmt: skip
+    row = "| {}, batch {batch} | {gflop:.1f} | {gflops:.1f} | {percent:.0f} % | {where} |"
     for size in ("mini", "mid"):
         r = result["stage2"][size]
         shares = sorted(r["time_share"].items(), key=lambda share: -share[1])
         where = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares)
-        rows.append(
-            f"| {size}, batch {r['batch']} | {r['gflop']:.1f} | {r['gflops']:.1f} | "
-            f"{100 * r['peak_fraction']:.0f} % | {where} |"
-        )
-    gb = result["valor_32k_cache_gb"]
-    rows += ["", f"The cache of VALOR-32K: {gb['estimated']:.2f} GB as announced, "
-             f"{gb['from_files']:.2f} GB by the size of files on disk."]  # fmt: skip
+        rows.append(row.format(size, percent=100 * r["peak_fraction"], where=where, **r))
+    gb = "The cache of VALOR-32K: {estimated:.2f} GB as announced, {from_files:.2f} GB by the size "
+    rows += ["", gb.format(**result["valor_32k_cache_gb"]) + "of files on disk."]
     return "\n".join(rows)
 
 
@@ -185,35 +178,35 @@ def draw(result: dict, path: Path) -> None:
         (-0.2, "encode_every_step_clips_per_s", "encoded at every step"),
         (0.2, "cached_clips_per_s", "cached"),
     ):
-        bars = axes[0].bar([i + shift for i in (0, 1)], [s[key] for s in stages], 0.4, label=label)
+        bars = axes[0].bar([shift, 1 + shift], [s[key] for s in stages], 0.4, label=label)
         axes[0].bar_label(bars, fmt="%.3g", fontsize=8)
-    axes[0].set_yscale("log")
+    axes[0].set(title="training, full-size encoders", ylabel="clips a second", yscale="log")
     axes[0].set_ylim(top=10 * max(s["cached_clips_per_s"] for s in stages))
     axes[0].set_xticks([0, 1], ["stage 1", "stage 2"])
-    axes[0].set(title="training, full-size encoders", ylabel="clips a second")
     axes[0].legend(fontsize=8, loc="upper right")
 
     heads = result["answer_only_logits"]["by_tokens"]
     tokens = [int(n) for n in heads]
     for key, label in (("full_gb", "every position"), ("answer_only_gb", "answers alone")):
         axes[1].plot(tokens, [row[key] for row in heads.values()], "o-", label=label)
-    axes[1].set(title="logits, vocabulary 151,936, batch 8", xlabel="tokens of a sequence")
-    axes[1].set(ylabel="peak memory (GB)", ylim=(0, None))
+    axes[1].set(title="logits, vocabulary 151,936, batch 8", ylim=(0, None))
+    axes[1].set(xlabel="tokens of a sequence", ylabel="peak memory (GB)")
     axes[1].legend(fontsize=8)
 
-    for axis, what, title in (
-        (axes[2], "clips", "encoding, mini encoders"),
-        (axes[3], "tokens", "stage 2 step, 42 M parameters"),
+    cost, twin = result["cost"], axes[3].twiny()
+    for axis, what, style in (
+        (axes[2], "clips", "C0o-"),
+        (axes[3], "tokens", "C0o-"),
+        (twin, "batch", "C1s--"),
     ):
-        row = {int(k): v for k, v in result["cost"][what].items()}
-        axis.plot(list(row), list(row.values()), "o-", label="against media tokens")
-        axis.set(title=title, xlabel=what, ylabel="seconds", ylim=(0, None))
-    batches = {int(k): v for k, v in result["cost"]["batch"].items()}
-    twin = axes[3].twiny()
-    twin.plot(list(batches), list(batches.values()), "s--", color="C1", label="against batch")
-    twin.set_xlabel("batch", color="C1")
-    axes[3].set_ylim(0, 1.1 * max(*row.values(), *batches.values()))
+        axis.plot([int(n) for n in cost[what]], list(cost[what].values()), style)
+    axes[2].set(title="encoding, mini encoders", xlabel="clips", ylim=(0, None))
+    axes[3].set(title="stage 2 step, 42 M parameters")
+    axes[3].set_ylim(0, 1.1 * max(*cost["tokens"].values(), *cost["batch"].values()))
     axes[3].set_xlabel("media tokens of a clip (batch 8)", color="C0")
+    twin.set_xlabel("batch", color="C1")
+    for axis in axes[2:]:
+        axis.set_ylabel("seconds")
     figure.suptitle(result["device"], fontsize=9)
     figure.savefig(path, dpi=120)
 

@@ -6,6 +6,7 @@ Weights are random, so answers mean nothing; shapes, memory and time are those o
 
 import json
 import shutil
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def save_language_model(folder: Path, dtype: torch.dtype, **sizes: int) -> Path:
     model = Qwen2ForCausalLM._from_config(qwen(**sizes), dtype=dtype)
     model.save_pretrained(folder)
     for file in TOKENIZER.iterdir():
-        if "token" in file.name or file.name == "vocab.json" or file.name == "merges.txt":
+        if "token" in file.name or file.name in ("vocab.json", "merges.txt"):
             shutil.copy(file, folder)
     return folder
 
@@ -114,15 +115,12 @@ def save_dataset(root: Path, clips: dict[str, int], seconds: float = 10.0) -> Pa
     """`clips` clips in each split, with a caption and a question each: VALOR and MUSIC-AVQA in one
     folder, whose cache both stages then share."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
-    number = 0
-    for split, count in clips.items():
-        captions, questions = [], []
-        for _ in range(count):
-            video_id = f"{number:08}"
-            write_clip(root, video_id, number, seconds)
-            captions.append(caption_row(video_id, number))
-            questions.append(question_row(video_id, number))
-            number += 1
-        for name, rows in ((f"desc_{split}", captions), (f"avqa-{split}", questions)):
+    numbers = count()
+    for split, many in clips.items():
+        named = [(f"{i:08}", i) for i in islice(numbers, many)]
+        for video_id, i in named:
+            write_clip(root, video_id, i, seconds)
+        for name, row in ((f"desc_{split}", caption_row), (f"avqa-{split}", question_row)):
+            rows = [row(*each) for each in named]
             (root / "annotations" / f"{name}.json").write_text(json.dumps(rows))
     return root

@@ -32,8 +32,8 @@ def start(stage: str, name: str) -> subprocess.Popen:
     if stage == "stage2":
         command += ["--init", f"{FOLDER}/stage1.pth", "--question_only", "false"]
         command += ["--test_snr_db", "12"]
-    out = subprocess.DEVNULL
-    return subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True)
+    says = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, **says)
 
 
 def finish(process: subprocess.Popen, name: str) -> None:

@@ -1,26 +1,29 @@
 """The measurements of benchmarks/efficiency.py, each a function run in a process of its own."""
 
+import math
 import os
 import statistics
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import ASTConfig, ASTModel, Qwen2ForCausalLM, VivitConfig, VivitModel
+from transformers import Qwen2ForCausalLM
 
 import task_align
 import task_avqa
-from benchmarks import full_size
+from benchmarks import full_size, shapes
 from modules.system import Alignment, Answering, Batch, System
 from utils.data import clips
 from utils.data.clips import Collate, training_loader
@@ -36,6 +39,10 @@ READ = {"stage1": read_valor, "stage2": read_music_avqa}  # each stage's annotat
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype() -> str:
+    return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 def wait() -> None:
@@ -109,7 +116,7 @@ def config_of(folder: Path, stage: str):
         visual_encoder=str(folder / "vivit"),
         audio_encoder=str(folder / "ast"),
         foundation_model=str(folder / "qwen"),
-        dtype="bfloat16" if torch.cuda.is_available() else "float32",
+        dtype=dtype(),
         batch=BATCH,
     )
 
@@ -138,9 +145,8 @@ def full_logits(model: Answering, batch: Batch, noise: torch.Generator | None) -
     said = foundation.embed(batch.answer_ids)
     tokens = torch.cat([received.to(said.dtype), said], dim=1)
     real = torch.cat([mask, batch.answer_mask], dim=1)
-    labels = torch.full(real.shape, -100, device=real.device)
-    labels[:, -batch.answer_ids.shape[1] :] = batch.answer_ids
-    labels = labels.masked_fill(~real, -100)
+    said_ids = batch.answer_ids.masked_fill(~batch.answer_mask, -100)
+    labels = pad(said_ids, (mask.shape[1], 0), value=-100)
     order = real.long().argsort(dim=1, descending=True, stable=True)  # padding goes to the end
     out = foundation.language_model(
         inputs_embeds=tokens.gather(1, order[..., None].expand_as(tokens)),
@@ -235,8 +241,7 @@ def head(tokens: int, every: bool, batch: int = 8, answer: int = 4, hidden: int 
 
     def run() -> None:
         read = states if every else states[:, -answer:]
-        labels = torch.full(read.shape[:2], -100, device=device())
-        labels[:, -answer:] = target
+        labels = pad(target, (read.shape[1] - answer, 0), value=-100)
         logits = read.flatten(0, 1) @ weight.T
         cross_entropy(logits.float(), labels.flatten()).backward()
 
@@ -272,13 +277,10 @@ def stage_2(size: str, tokens: int) -> tuple[Answering, AdamW]:
     if size == "mini":
         model, _ = task_avqa.build_model(config)
     else:
-        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         language = full_size.qwen(**full_size.QWEN_SMALL)
         with torch.device("meta"):
-            vivit = VivitModel(VivitConfig(num_hidden_layers=1), add_pooling_layer=False)
-            ast = ASTModel(ASTConfig(num_hidden_layers=1))
-        encoders = {"visual": (vivit, 1), "audio": (ast, 2)}
-        language_model = Qwen2ForCausalLM._from_config(language, dtype=dtype)
+            encoders = shapes.encoders_of(shapes.PAPER)
+        language_model = Qwen2ForCausalLM._from_config(language, dtype=getattr(torch, dtype()))
         model = Answering(System(config, encoders, language_model), config, end_id=0)
         model.system.foundation.add_lora(4, 16, 0.1, ["q_proj", "v_proj"])
     model.system.release_encoders()
@@ -287,10 +289,7 @@ def stage_2(size: str, tokens: int) -> tuple[Answering, AdamW]:
 
 def attention_flops(shape, keys: tuple, causal: bool, products: int) -> int:
     """FLOPs of so many products of the size of queries times keys; causal attention needs half."""
-    *outer, queries, width = shape
-    count = 2 * products * queries * keys[-2] * width
-    for n in outer:
-        count *= n
+    count = 2 * products * math.prod(shape) * keys[-2]
     return count // 2 if causal else count
 
 
@@ -304,15 +303,11 @@ def attention_backward(grad, query, key, value, *rest, out_shape=None, **kwargs)
     return attention_flops(query, key, True, 4)
 
 
+KERNELS = ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention")
 ATTENTION = {
     getattr(torch.ops.aten, f"_scaled_dot_product_{kernel}{way}"): formula
-    for kernel, ways in {
-        "flash_attention_for_cpu": ("", "_backward"),
-        "flash_attention": ("", "_backward"),
-        "efficient_attention": ("", "_backward"),
-        "cudnn_attention": ("", "_backward"),
-    }.items()
-    for way, formula in zip(ways, (attention, attention_backward), strict=True)
+    for kernel in KERNELS
+    for way, formula in (("", attention), ("_backward", attention_backward))
 }
 
 
@@ -325,38 +320,36 @@ def step_flops(model: Answering, batch: Batch) -> int:
     return counter.get_total_flops()
 
 
-def groups_of(name: str) -> str:
-    for group, parts in {
-        "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear"),
-        "attention kernel": ("scaled_dot_product",),
-        "random numbers (dropout, noise)": ("aten::bernoulli_", "aten::normal_"),
-        "optimizer": ("Optimizer",),
-    }.items():
-        if any(part in name for part in parts):
-            return group
-    return "element-wise, copies, dispatch"
+GROUPS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear"),
+    "attention kernel": ("scaled_dot_product",),
+    "random numbers (dropout, noise)": ("aten::bernoulli_", "aten::normal_"),
+    "optimizer": ("Optimizer",),
+    "element-wise, copies, dispatch": ("",),  # all the rest
+}
+
+
+def time_share(run: Callable) -> dict[str, float]:
+    """Where the time of three runs goes, as shares of it."""
+    activities, kind = [ProfilerActivity.CPU], "cpu"
+    if torch.cuda.is_available():
+        activities, kind = [*activities, ProfilerActivity.CUDA], "device"
+    with profile(activities=activities) as seen:
+        for _ in range(3):
+            run()
+    shares: Counter = Counter()
+    for event in seen.key_averages():
+        group = next(g for g, parts in GROUPS.items() if any(p in event.key for p in parts))
+        shares[group] += getattr(event, f"self_{kind}_time_total")
+    return {group: time / shares.total() for group, time in sorted(shares.items())}
 
 
 def stage_2_step(size: str, batch: int, tokens: int, split: bool = False) -> dict:
     """Time, FLOPs and rate of a stage 2 step on random tokens; with `split`, where time goes."""
     model, optimizer = stage_2(size, tokens)
     made = random_batch(model.system, batch)
-    taken = seconds(lambda: take(model, optimizer, made), least=4.0)
+    step = partial(take, model, optimizer, made)
+    taken = seconds(step, least=4.0)
     flops = step_flops(model, made)
     found = {"seconds": taken, "gflop": flops / 1e9, "gflops": flops / taken / 1e9}
-    if split:
-        activities = [ProfilerActivity.CPU]
-        if torch.cuda.is_available():
-            activities.append(ProfilerActivity.CUDA)
-        with profile(activities=activities) as seen:
-            for _ in range(3):
-                take(model, optimizer, made)
-        shares: dict[str, float] = {}
-        for event in seen.key_averages():
-            own = event.self_device_time_total if torch.cuda.is_available() else 0
-            own = own or (0 if torch.cuda.is_available() else event.self_cpu_time_total)
-            group = groups_of(event.key)
-            shares[group] = shares.get(group, 0.0) + own
-        whole = sum(shares.values())
-        found["time_share"] = {k: v / whole for k, v in sorted(shares.items())}
-    return found
+    return {**found, "time_share": time_share(step)} if split else found

@@ -29,15 +29,17 @@ def runs_of(seed: int) -> tuple[Run, Run, Run]:
     avqa = replace(AVQA["mini"], name=f"seeds/avqa-{seed}", **changes)
     alone = replace(avqa, name=f"seeds/unaligned-{seed}", init="none", question_only=False)
     avqa = replace(avqa, init=f"{align.out}/{align.name}.pth")
-    return (
-        Run("task_align", align),
-        Run("task_avqa", avqa, after=align.name),
-        Run("task_avqa", alone),
-    )
+    after = Run("task_avqa", avqa, after=align.name)
+    return Run("task_align", align), after, Run("task_avqa", alone)
 
 
 def summary(values: list[float]) -> dict[str, float]:
     return {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
+
+
+def by_key(parts: list[dict]) -> dict[str, dict[str, float]]:
+    """The summary of each number in a part of the runs' metrics."""
+    return {key: summary([part[key] for part in parts]) for key in parts[0]}
 
 
 def cell(found: dict[str, float]) -> str:
@@ -57,13 +59,11 @@ def tables(found: dict) -> str:
     ]
     said = table(["stage 1", "%"], rows)
 
-    names = list(found["baselines"])
-    overall = [found["accuracy"], *found["baselines"].values()]
-    rows = [["overall", *map(cell, overall)]]
-    for kind, own in found["by_type"].items():
-        others = (found["baselines_by_type"][name][kind] for name in names)
-        rows.append([kind, cell(own), *map(cell, others)])
-    head = ["accuracy in %", "model", *(name.replace("_", " ") for name in names)]
+    names = [name.replace("_", " ") for name in found["baselines"]]
+    rows = [["overall", *map(cell, (found["accuracy"], *found["baselines"].values()))]]
+    columns = (found["by_type"], *found["baselines_by_type"].values())
+    rows += [[kind, *(cell(column[kind]) for column in columns)] for kind in found["by_type"]]
+    head = ["accuracy in %", "model", *names]
     said += "\n" + table(head, rows)
 
     rows = [
@@ -82,24 +82,21 @@ def main() -> None:
     fill_caches([run.config for part in runs for run in part])
     metrics = run_all([run for part in runs for run in part], label="seeds")
     align, avqa, alone = ([metrics[run.name] for run in part] for part in zip(*runs, strict=True))
-    kinds, names = avqa[0]["accuracy"]["by_type"], avqa[0]["baselines"]
     by_snr = {s: [r["accuracy_by_snr"][s] for r in avqa] for s in avqa[0]["accuracy_by_snr"]}
     unaligned = {s: [r["accuracy_by_snr"][s] for r in alone] for s in by_snr}
     found = {
         "seeds": seeds,
-        "retrieval": {
-            k: summary([r["retrieval"][k] for r in align]) for k in align[0]["retrieval"]
-        },
+        "retrieval": by_key([r["retrieval"] for r in align]),
         "held_out_info_nce_over_log_batch": {
             k: summary([r["held_out_loss"][k] / r["log_batch"] for r in align])
             for k in ("visual_to_text", "audio_to_text")
         },
         "accuracy": summary([r["accuracy"]["overall"] for r in avqa]),
-        "by_type": {k: summary([r["accuracy"]["by_type"][k] for r in avqa]) for k in kinds},
-        "baselines": {n: summary([r["baselines"][n] for r in avqa]) for n in names},
+        "by_type": by_key([r["accuracy"]["by_type"] for r in avqa]),
+        "baselines": by_key([r["baselines"] for r in avqa]),
         "baselines_by_type": {
-            n: {k: summary([r["baselines_by_type"][n][k] for r in avqa]) for k in kinds}
-            for n in names
+            name: by_key([r["baselines_by_type"][name] for r in avqa])
+            for name in avqa[0]["baselines"]
         },
         "accuracy_by_snr": {s: summary(v) for s, v in by_snr.items()},
         "unaligned_by_snr": {s: summary(v) for s, v in unaligned.items()},

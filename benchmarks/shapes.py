@@ -4,22 +4,14 @@ Both presets' models are built on the meta device, where a forward pass costs no
 weights, and a batch is led through both stages' own forward passes; hooks note what passes.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
-from transformers import (
-    ASTConfig,
-    ASTModel,
-    AutoConfig,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    VivitConfig,
-    VivitModel,
-)
+from transformers import ASTConfig, ASTModel, AutoConfig, Qwen2ForCausalLM, VivitConfig, VivitModel
 
 import task_align
 import task_avqa
+from benchmarks import full_size
+from benchmarks.experiments import page
 from modules.system import Alignment, Answering, Batch, System
 
 # The published models' configurations, as far as they decide a shape. Layers are cut to one: a
@@ -27,15 +19,7 @@ from modules.system import Alignment, Answering, Batch, System
 PAPER = {
     "visual": VivitConfig(num_hidden_layers=1),
     "audio": ASTConfig(num_hidden_layers=1),
-    "language": Qwen2Config(
-        vocab_size=151_936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_hidden_layers=1,
-        num_attention_heads=12,
-        num_key_value_heads=2,
-        tie_word_embeddings=True,
-    ),
+    "language": full_size.qwen(**{**full_size.QWEN_1_5B, "num_hidden_layers": 1}),
 }
 QUESTION, ANSWER = 20, 3  # tokens of the longest question and answer in the batch
 
@@ -47,20 +31,21 @@ def mini_configs() -> dict:
     return {kind: AutoConfig.from_pretrained(folder) for kind, folder in folders.items()}
 
 
+def encoders_of(models: dict) -> dict:
+    """Both encoders, each with the number of its special tokens."""
+    vivit = VivitModel(models["visual"], add_pooling_layer=False)
+    return {"visual": (vivit, 1), "audio": (ASTModel(models["audio"]), 2)}
+
+
 def system_of(models: dict, config) -> System:
-    encoders = {
-        "visual": (VivitModel(models["visual"], add_pooling_layer=False), 1),
-        "audio": (ASTModel(models["audio"]), 2),
-    }
-    return System(config, encoders, Qwen2ForCausalLM(models["language"]))
+    return System(config, encoders_of(models), Qwen2ForCausalLM(models["language"]))
 
 
 def media_batch(models: dict, config, text: int) -> Batch:
     """A batch of encoder inputs, as in a run without a cache, and of so many text tokens."""
     v, a, clips = models["visual"], models["audio"], config.batch
     side = v.image_size if isinstance(v.image_size, int) else v.image_size[0]
-    ids = torch.zeros(clips, text, dtype=torch.long)
-    answer = torch.zeros(clips, ANSWER, dtype=torch.long)
+    ids, answer = (torch.zeros(clips, n, dtype=torch.long) for n in (text, ANSWER))
     return Batch(
         visual=torch.empty(clips, v.num_frames, 3, side, side),
         audio=torch.empty(clips, a.max_length, a.num_mel_bins),
@@ -100,8 +85,8 @@ def watch_system(system: System, stage: str, seen: dict, text: str) -> None:
     watch(system.text_receiver, stage, seen, says=text)
 
 
-def trace(models: dict, align, avqa) -> Iterator[tuple[str, tuple]]:
-    """(what, shape) at every step of both stages, for one batch of each.
+def trace(models: dict, align, avqa) -> dict[str, tuple]:
+    """The shapes at every step of both stages, for one batch of each.
 
     Args:
         models: transformers configurations under `visual`, `audio` and `language`.
@@ -122,18 +107,17 @@ def trace(models: dict, align, avqa) -> Iterator[tuple[str, tuple]]:
         head = foundation.language_model.get_output_embeddings()
         watch(head, "2", seen, "states that predict the answer", "logits")
         answering(media_batch(models, avqa, QUESTION), None)
-    yield from seen.items()
+    return seen
 
 
 def table() -> str:
     """The table in Markdown, a column a preset."""
-    columns = []
-    for preset, models in (("mini", mini_configs()), ("paper", PAPER)):
-        columns.append(trace(models, task_align.PRESETS[preset], task_avqa.PRESETS[preset]))
-    lines = ["| stage · tensor | mini | paper |", "|---|---|---|"]
-    for (name, mini), (_, paper) in zip(*columns, strict=True):
-        lines.append(f"| {name} | {mini} | {paper} |")
-    return "\n".join(lines)
+    mini, paper = (
+        trace(models, task_align.PRESETS[preset], task_avqa.PRESETS[preset])
+        for preset, models in (("mini", mini_configs()), ("paper", PAPER))
+    )
+    rows = [[name, shape, paper[name]] for name, shape in mini.items()]
+    return page.table(["stage · tensor", "mini", "paper"], rows, rule="---").rstrip()
 
 
 if __name__ == "__main__":

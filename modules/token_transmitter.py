@@ -88,5 +88,6 @@ class TokenTransmitter(nn.Module):
 
     def features(self, tokens: Tensor) -> Tensor:
         """What the contrastive loss reads of received tokens: the mean of the special ones, that
-        is ViViT's class token, or AST's class and distillation tokens. (batch, hidden)."""
-        return tokens[:, : self.special].mean(dim=1)
+        is ViViT's class token, or AST's class and distillation tokens; of all tokens where an
+        encoder has no special ones. (batch, hidden)."""
+        return tokens[:, : self.special or None].mean(dim=1)

@@ -6,8 +6,6 @@ weights; the language model's 28 layers are reduced to one, which changes time a
 
 import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,9 +13,10 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import full_size
+from tests.helpers.scripts import apart
 from utils.raw_video_preprocess import preprocess
 
-ROOT = Path(__file__).resolve().parents[1]
+MODELS = {"visual_encoder": "vivit", "audio_encoder": "ast", "foundation_model": "qwen"}
 CLIPS = {"train": 2, "val": 1, "test": 1}
 
 
@@ -42,20 +41,20 @@ def world(tmp_path_factory):
     return folder
 
 
-def run(world: Path, script: str, *flags: str) -> dict:
+def run(world: Path, script: str, *flags: object) -> dict:
     """Run a script's paper preset on the models in `world`; its metrics."""
-    name = script.removeprefix("task_").removesuffix(".py")
-    command = [sys.executable, script, "--preset", "paper", "--name", name,
-               "--data", str(world / "data"), "--visual_encoder", str(world / "vivit"),
-               "--audio_encoder", str(world / "ast"), "--foundation_model", str(world / "qwen"),
-               "--cache", str(world / "cache"), "--out", str(world / "out"),
-               "--figures", str(world / "out"), "--steps", "2", "--batch", "2", "--workers", "1",
-               "--encode_batch", "2", "--dtype", "float32", *flags]  # fmt: skip
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=580)
-    assert done.returncode == 0, done.stdout + done.stderr
+    name = Path(script).stem
+    apart(
+        *(script, "--preset", "paper", "--name", name, "--data", world / "data"),
+        *(f"--{kind}={world / of}" for kind, of in MODELS.items()),
+        *("--cache", world / "cache", "--out", world / "out", "--figures", world / "out"),
+        *("--steps", 2, "--batch", 2, "--workers", 1, "--encode_batch", 2, "--dtype", "float32"),
+        *flags,
+    )
     return json.loads((world / "out" / f"{name}.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_paper_preset_runs_on_models_of_the_published_size(world):
     """Both stages encode, train and test with 32 frames of 224x224, 10 s of sound, 128 + 128 tokens
     and 151,936 words; the cache holds what the paper preset says."""
@@ -70,12 +69,12 @@ def test_the_paper_preset_runs_on_models_of_the_published_size(world):
     answered = run(
         world,
         "task_avqa.py",
-        *("--init", str(world / "out" / "align.pth"), "--gradient_checkpointing", "true"),
-        *("--accumulate", "2", "--clip", "1.0", "--test_snr_db", "12"),
-        *("--question_only", "false", "--answer_tokens", "2"),
+        *("--init", world / "out" / "task_align.pth", "--gradient_checkpointing", "true"),
+        *("--accumulate", 2, "--clip", 1.0, "--test_snr_db", 12),
+        *("--question_only", "false", "--answer_tokens", 2),
     )
     assert answered["accuracy"]["n"] == 1
-    weights = torch.load(world / "out" / "avqa.pth", weights_only=True)
+    weights = torch.load(world / "out" / "task_avqa.pth", weights_only=True)
     assert weights["img_tx"]["projection.weight"].shape == (1536, 768)
     assert all(value.dtype == torch.float32 for value in weights["lora"].values())
     for metrics in (aligned, answered):

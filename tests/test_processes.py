@@ -102,6 +102,7 @@ STAGES = {  # name: script and flags
 }
 
 
+@pytest.mark.slow
 def test_both_scripts_run_alike_in_one_and_in_two_processes(tmp_path, one_process):
     """Without noise and dropout: the same losses step by step, the same held-out figures, each clip
     encoded once by one of the processes, files written by one of them."""

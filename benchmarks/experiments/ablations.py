@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 
 from benchmarks.experiments.page import gain, heading, number, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies, summary, validation_losses
-from utils.report.plots import BLUE, GREY, save
+from utils.report.plots import BLUE, GREY, dress, save
 from utils.report.statistics import paired
 from utils.runs import Run
 
@@ -22,6 +21,7 @@ PARTS = {
     "audio only": ({}, {"modalities": ["audio"]}),
     "no LoRA": ({}, {"lora_rank": 0}),
 }
+RECALLS = ("audio_to_text_r1", "visual_to_text_r1")
 
 
 def first_stage(plan: Plan, seed: int, part: str) -> Run:
@@ -59,10 +59,7 @@ def results(plan: Plan, metrics: Metrics) -> dict:
         found[part] = {
             "accuracy": summary(accuracies(last)),
             "validation_loss": summary(validation_losses(last)),
-            **{
-                k: summary([r["retrieval"][k] for r in first])
-                for k in ("audio_to_text_r1", "visual_to_text_r1")
-            },
+            **{k: summary([r["retrieval"][k] for r in first]) for k in RECALLS},
             "gain": paired([accuracies(last)], [full]),
         }
     return {"ablations": found}
@@ -72,23 +69,16 @@ def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]
     """Accuracy with its interval; dots are seeds."""
     found = results["ablations"]
     figure, axis = plt.subplots(figsize=(8, 3.6))
-    y = np.arange(len(found))[::-1]
+    y = range(len(found))[::-1]
     for place, (part, entry) in zip(y, found.items(), strict=True):
-        scores = entry["accuracy"]
-        axis.barh(
-            place,
-            100 * scores["mean"],
-            0.6,
-            xerr=100 * (scores["ci95"] or 0),
-            color=BLUE if part == FULL else GREY,
-            capsize=3,
-        )
+        scores, colour = entry["accuracy"], BLUE if part == FULL else GREY
+        width = 100 * (scores["ci95"] or 0)
+        axis.barh(place, 100 * scores["mean"], 0.6, xerr=width, color=colour, capsize=3)
         values = [100 * v for v in scores["values"]]
-        axis.plot(values, np.full(len(values), place), "k.", ms=5)
+        axis.plot(values, len(values) * [place], "k.", ms=5)
     axis.axvline(100 * found[FULL]["accuracy"]["mean"], color=BLUE, ls=":", lw=1)
     axis.set_yticks(y, list(found))
-    axis.set(xlabel="accuracy (%)", xlim=(0, None))
-    axis.grid(alpha=0.3, axis="x")
+    dress(axis, grid="x", xlabel="accuracy (%)", xlim=(0, None))
     return [save(figure, folder / "ablations.png")]
 
 

@@ -4,7 +4,7 @@ a length costs on the channel. The other modality keeps its length."""
 import csv
 import io
 import json
-from itertools import cycle
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,7 +13,7 @@ from benchmarks.experiments.page import differs, gain, heading, number, percent,
 from benchmarks.experiments.plan import Metrics, Plan, accuracies, validation_losses
 from utils.data.models import special_tokens
 from utils.files import write_whole
-from utils.report.plots import COLOURS, band, save
+from utils.report.plots import band, doubling, dress, save, styles
 from utils.report.statistics import curve, paired
 from utils.runs import Run
 
@@ -44,8 +44,7 @@ def runs(plan: Plan) -> list[Run]:
     found = []
     for seed in plan.config.seeds:
         found.append(plan.start(seed))
-        for how, modality, length in cases(plan):
-            found.append(run(plan, seed, how, tokens(plan, modality, length)))
+        found += [run(plan, seed, how, tokens(plan, m, n)) for how, m, n in cases(plan)]
     return found
 
 
@@ -77,18 +76,14 @@ def results(plan: Plan, metrics: Metrics) -> dict:
 
 def write_runs(plan: Plan, metrics: Metrics, path: Path) -> str:
     """Every run as a row of token_length.csv, for the multi-user study to fit."""
-    rows = {}
-    for seed in plan.config.seeds:
-        for how, modality, length in cases(plan):
-            lengths = tokens(plan, modality, length)
-            found = metrics[run(plan, seed, how, lengths).name]
-            key = (how, lengths["visual"], lengths["audio"], seed)
-            scores = (found["validation_loss"][-1][1], found["accuracy"]["overall"])
-            rows[key] = (*key, *scores, channel_uses(plan, lengths))
+    rows = set()
+    for seed, (how, m, n) in product(plan.config.seeds, cases(plan)):
+        lengths = tokens(plan, m, n)
+        found = [metrics[run(plan, seed, how, lengths).name]]
+        scores = (*validation_losses(found), *accuracies(found), channel_uses(plan, lengths))
+        rows.add((how, lengths["visual"], lengths["audio"], seed, *scores))
     table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(sorted(rows.values()))
+    csv.writer(table, lineterminator="\n").writerows([COLUMNS, *sorted(rows)])
     write_whole(path, table.getvalue())
     return str(path)
 
@@ -109,22 +104,21 @@ def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]
     sweep, c = results["token_length_sweep"], plan.config
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), sharex=True, sharey="row")
     for column, m in zip(axes.T, MODALITIES, strict=True):
-        for how, colour in zip(c.compressions, cycle(COLOURS), strict=False):
-            style = {"label": how.replace("_", " "), "marker": "o", "ms": 4}
-            band(column[0], c.lengths, sweep[how][m]["accuracy"], colour, scale=100, **style)
-            band(column[1], c.lengths, sweep[how][m]["validation_loss"], colour, **style)
-        column[0].set_xscale("log", base=2)
-        column[1].set_xticks(c.lengths, [str(n) for n in c.lengths])
+        labels = [how.replace("_", " ") for how in c.compressions]
+        for how, style in zip(c.compressions, styles(labels, ms=4), strict=True):
+            style["marker"] = "o"
+            band(column[0], c.lengths, sweep[how][m]["accuracy"], 100, **style)
+            band(column[1], c.lengths, sweep[how][m]["validation_loss"], **style)
+        doubling(column[1], c.lengths)
         column[1].set_xlabel(f"{m} tokens after compression")
         top = column[0].secondary_xaxis("top")
         top.set_xticks(c.lengths, [f"{uses:,}" for uses in sweep["channel_uses"][m]], fontsize=8)
         top.minorticks_off()
         top.set_xlabel("channel uses a clip, both modalities", fontsize=9)
-    axes[0, 0].set_ylabel("accuracy (%)")
-    axes[1, 0].set_ylabel("validation loss (nats a token)")
-    for axis in axes.flat:
-        axis.grid(alpha=0.3)
-    axes[0, 0].legend(fontsize=8)
+    for axis in axes[:, 1]:
+        dress(axis)
+    dress(axes[0, 0], 8, ylabel="accuracy (%)")
+    dress(axes[1, 0], ylabel="validation loss (nats a token)")
     figure.tight_layout()
     drawn = save(figure, folder / "token_length.png")
     return [drawn, write_runs(plan, metrics, folder / "token_length.csv")]

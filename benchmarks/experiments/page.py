@@ -1,6 +1,7 @@
 """The page of results, in Markdown: each figure with its command, its cost and its numbers."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 from utils.files import write_whole
@@ -43,23 +44,27 @@ def gain(entry: dict, at: int = 0) -> str:
     return f"{percent(entry, at, '+')}, {said}"
 
 
+def changes(curve: dict) -> dict[tuple[int, int], str]:
+    """What the seeds say of the curve at j against i, by pairs of its points i < j."""
+    pairs = combinations(enumerate(curve["values"]), 2)
+    return {(i, j): paired([later], [first])["verdict"][0] for (i, first), (j, later) in pairs}
+
+
 def falls(curve: dict) -> list[tuple[int, int]]:
     """Pairs of points i < j of a curve where the seeds agree that it lies lower at j."""
-    points = curve["values"]
-    pairs = [(i, j) for i in range(len(points)) for j in range(i + 1, len(points))]
-    return [(i, j) for i, j in pairs if paired([points[j]], [points[i]])["verdict"] == ["worse"]]
+    return [pair for pair, verdict in changes(curve).items() if verdict == "worse"]
 
 
 def differs(curve: dict) -> list[tuple[int, int]]:
     """Pairs of points of a curve that the seeds agree to differ."""
-    points = curve["values"]
-    pairs = [(i, j) for i in range(len(points)) for j in range(i + 1, len(points))]
-    return [p for p in pairs if paired([points[p[0]]], [points[p[1]]])["verdict"] != ["undecided"]]
+    return [pair for pair, verdict in changes(curve).items() if verdict != "undecided"]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], rule: str = " --- ") -> str:
+    """A table in Markdown, `rule` in each cell under the head."""
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (head, *rows)]
+    lines.insert(1, "|" + len(head) * f"{rule}|")
+    return "\n".join(lines) + "\n"
 
 
 def heading(results: dict, name: str, title: str) -> str:

@@ -1,7 +1,7 @@
 """The runs that experiments are made of, named so that experiments which agree share a run."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from utils.report.statistics import interval
@@ -10,16 +10,13 @@ from utils.runs import Run
 Metrics = dict[str, dict]  # a run's R.json by its name
 
 
+@dataclass
 class Plan:
-    """Runs by seed.
+    """Runs by seed, which differ from the two stages' hyperparameters in what is swept."""
 
-    Args:
-        config: of the sweeps.
-        align, avqa: the two stages' hyperparameters, from which runs differ in what is swept.
-    """
-
-    def __init__(self, config: Any, align: Any, avqa: Any):
-        self.config, self.align_config, self.avqa_config = config, align, avqa
+    config: Any  # of the sweeps
+    align_config: Any
+    avqa_config: Any
 
     def align(self, seed: int, label: str, **changes) -> Run:
         """A run of stage 1."""
@@ -33,12 +30,12 @@ class Plan:
 
     def start(self, seed: int, tau: float | None = None) -> Run:
         """Stage 1 as it stands, from which other runs start."""
-        tau = self.config.temperature if tau is None else tau
+        tau = tau or self.config.temperature
         return self.align(seed, f"tau{tau:g}", temperature=tau)
 
     def aligned(self, seed: int, tau: float | None = None) -> Run:
         """Both stages as they stand, with which others are compared."""
-        tau = self.config.temperature if tau is None else tau
+        tau = tau or self.config.temperature
         return self.answer(seed, f"tau{tau:g}", self.start(seed, tau), **self._watched())
 
     def unaligned(self, seed: int) -> Run:

@@ -12,28 +12,22 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from benchmarks.experiments.page import (
-    ANCHORS,
-    differs,
-    falls,
-    gain,
-    heading,
-    percent,
-    table,
-)
+from benchmarks.experiments.page import ANCHORS, differs, falls, gain, heading, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies
-from utils.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, band, save
+from utils.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, band, dress, save
 from utils.report.statistics import curve, paired
 from utils.runs import Run
 
 NOISELESS = 100.0  # dB: what arrives is what was sent, to the last digits of float32
+BLIND = "question only, read without noise"
 MODELS = {
-    "no_channel": ("without noise", PURPLE, "--", None),
-    "aligned": ("aligned", BLUE, "-", "o"),
-    "unaligned": ("unaligned", ORANGE, "-", "s"),
-    "question_sent": ("question only", GREEN, "-", "v"),
-    "question_only": ("question only, read without noise", GREY, ":", "^"),
+    "no_channel": {"label": "without noise", "color": PURPLE, "ls": "--"},
+    "aligned": {"label": "aligned", "color": BLUE, "marker": "o"},
+    "unaligned": {"label": "unaligned", "color": ORANGE, "marker": "s"},
+    "question_sent": {"label": "question only", "color": GREEN, "marker": "v"},
+    "question_only": {"label": BLIND, "color": GREY, "ls": ":", "marker": "^"},
 }
+SWEPT = ("aligned", "unaligned", "question_sent")  # over channels and SNRs of training
 
 
 def cases(plan: Plan) -> list[tuple[str, str]]:
@@ -68,9 +62,7 @@ def runs(plan: Plan) -> list[Run]:
     found = []
     for seed in plan.config.seeds:
         found += [plan.start(seed), no_channel(plan, seed), question_only(plan, seed)]
-        for channel, trained in cases(plan):
-            for model in ("aligned", "unaligned", "question_sent"):
-                found.append(case(plan, seed, channel, trained, model))
+        found += [case(plan, seed, *where, model) for where in cases(plan) for model in SWEPT]
     return found
 
 
@@ -90,10 +82,7 @@ def results(plan: Plan, metrics: Metrics) -> dict:
     }
     sweeps = {}
     for channel, trained in cases(plan):
-        sides = {
-            model: by_snr(case, channel, trained, model)
-            for model in ("aligned", "unaligned", "question_sent")
-        }
+        sides = {model: by_snr(case, channel, trained, model) for model in SWEPT}
         low, high = plan.config.snr_range
         at = f"{plan.avqa_config.snr_db:g}" if trained == "one" else f"{low:g} to {high:g}"
         sweeps[f"{channel}-{trained}"] = {
@@ -108,17 +97,13 @@ def results(plan: Plan, metrics: Metrics) -> dict:
 
 def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]:
     """A row a channel; left trained at one SNR, right over the range."""
-    channels = plan.config.channels
-    size = (9, 0.8 + 3.2 * len(channels))
-    figure, axes = plt.subplots(
-        len(channels), 2, figsize=size, sharex=True, sharey=True, squeeze=False
-    )
+    rows = len(plan.config.channels)
+    same = {"sharex": True, "sharey": True, "squeeze": False}
+    figure, axes = plt.subplots(rows, 2, figsize=(9, 0.8 + 3.2 * rows), **same)
     for axis, found in zip(axes.flat, results["snr_sweeps"].values(), strict=True):
-        for name, (label, colour, line, marker) in MODELS.items():
-            style = {"ls": line, "marker": marker, "ms": 4, "scale": 100}
-            band(axis, found["snr_db"], found[name], colour, label, **style)
-        axis.set_title(f"{title(found['channel'])}, trained at {found['trained_at']}")
-        axis.grid(alpha=0.3)
+        for name, style in MODELS.items():
+            band(axis, found["snr_db"], found[name], 100, ms=4, **style)
+        dress(axis, title=title(found))
     axes[0, 0].set_ylim(bottom=0)
     for axis in axes[:, 0]:
         axis.axvline(plan.avqa_config.snr_db, color=GREY, ls=":", lw=1)
@@ -127,19 +112,22 @@ def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]
         axis.axvspan(*plan.config.snr_range, color=GREY, alpha=0.08)
     for axis in axes[-1]:
         axis.set_xlabel("test SNR (dB)")
-    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / size[1]))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=len(labels), loc="upper center", fontsize=8)
     return [save(figure, folder / "snr.png")]
 
 
-def title(channel: str) -> str:
-    return channel.upper() if channel == "awgn" else channel.capitalize()
+def title(found: dict) -> str:
+    name = found["channel"]
+    name = name.upper() if name == "awgn" else name.capitalize()
+    return f"{name}, trained at {found['trained_at']}"
 
 
 def page(results: dict) -> str:
-    shown = ("aligned", "unaligned", "question_sent", "question_only", "no_channel")
-    head = ["test SNR (dB)", *(MODELS[name][0] for name in shown), "gain by alignment (points)"]
+    shown = (*SWEPT, "question_only", "no_channel")
+    labels = [MODELS[name]["label"] for name in shown]
+    head = ["test SNR (dB)", *labels, "gain by alignment (points)"]
     what, value, source = ANCHORS[0]
     said = (
         heading(results, "snr", "Accuracy against SNR")
@@ -151,8 +139,7 @@ def page(results: dict) -> str:
         f"noise* is trained and tested so. Published: {what} {value} ({source}).\n"
     )
     for found in results["snr_sweeps"].values():
-        name = f"{title(found['channel'])}, trained at {found['trained_at']}"
-        said += f"\n**{name}.** {helps(found)} {checks(found)}\n\n"
+        said += f"\n**{title(found)}.** {helps(found)} {checks(found)}\n\n"
         rows = [
             [f"{snr:g}", *(percent(found[k], i) for k in shown), gain(found["gain"], i)]
             for i, snr in enumerate(found["snr_db"])
@@ -193,14 +180,10 @@ def checks(found: dict) -> str:
         f"Question only, read without noise, spans {span:.1f} points"
         + (f" and differs between {pairs}." if pairs else "; no two SNRs differ.")
     )
-    above = [
-        f"{name} at {snr[i]} dB"
-        for name in ("aligned", "unaligned")
-        for i, verdict in enumerate(
-            paired(found[name]["values"], found["no_channel"]["values"])["verdict"]
-        )
-        if verdict == "better"
-    ]
+    above = []
+    for name in ("aligned", "unaligned"):
+        verdicts = paired(found[name]["values"], found["no_channel"]["values"])["verdict"]
+        above += [f"{name} at {s} dB" for s, v in zip(snr, verdicts, strict=True) if v == "better"]
     said.append(
         f"Above the model without noise: {', '.join(above)}."
         if above

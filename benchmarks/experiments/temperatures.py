@@ -6,14 +6,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import FuncFormatter
 
 from benchmarks.experiments.page import gain, heading, number, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies, summary
 from utils.data.datasets import frames_path, read_valor
 from utils.data.media import read_frames
 from utils.report import tsne
-from utils.report.plots import COLOURS, GREY, band, save
+from utils.report.plots import COLOURS, GREY, band, dress, save
 from utils.report.statistics import curve, paired, steps_to_reach
 from utils.report.tsne_page import write_page
 from utils.runs import Run
@@ -26,6 +25,11 @@ NONE = "none"  # no alignment
 
 def temperatures(plan: Plan) -> list[float]:
     return sorted({*plan.config.temperatures, plan.config.temperature})
+
+
+def fine_tuned(plan: Plan, seed: int, tau: float | None) -> Run:
+    """Stage 2 after an alignment at `tau`, or after none."""
+    return plan.aligned(seed, tau) if tau else plan.unaligned(seed)
 
 
 def runs(plan: Plan) -> list[Run]:
@@ -44,29 +48,22 @@ def results(plan: Plan, metrics: Metrics) -> dict:
     `steps_ratio` is for each seed the step at which the validation loss reaches that of the
     unaligned run's end, over all its steps; None if it does not.
     """
-    unaligned = plan.by_seed(metrics, Plan.unaligned)
-    found = {}
+    unaligned, found = plan.by_seed(metrics, Plan.unaligned), {}
     for tau in (None, *temperatures(plan)):
         aligning = plan.by_seed(metrics, Plan.start, tau)
-        if tau is None:
-            answered, features = unaligned, [run["features"]["before"] for run in aligning]
-        else:
-            answered = plan.by_seed(metrics, Plan.aligned, tau)
-            features = [run["features"]["after"] for run in aligning]
-        ratios = [
-            steps_to_reach(ours["validation_loss"], theirs["validation_loss"][-1][1])
-            for ours, theirs in zip(answered, unaligned, strict=True)
-        ]
-        ratios = [step and step / plan.config.steps for step in ratios]
-        runs_of = [
-            plan.unaligned(s) if tau is None else plan.aligned(s, tau) for s in plan.config.seeds
-        ]
-        found[NONE if tau is None else f"{tau:g}"] = {
+        features = [run["features"]["after" if tau else "before"] for run in aligning]
+        answered = plan.by_seed(metrics, fine_tuned, tau)
+        ratios = []
+        for ours, theirs in zip(answered, unaligned, strict=True):
+            step = steps_to_reach(ours["validation_loss"], theirs["validation_loss"][-1][1])
+            ratios.append(step and step / plan.config.steps)
+        trained = [fine_tuned(plan, seed, tau) for seed in plan.config.seeds]
+        found[f"{tau:g}" if tau else NONE] = {
             "accuracy": summary(accuracies(answered)),
             "gain": paired([accuracies(answered)], [accuracies(unaligned)]),
             "steps_ratio": ratios,
             "validation": over_steps([run["validation_loss"] for run in answered]),
-            "training": over_steps([training_loss(run) for run in runs_of]),
+            "training": over_steps([training_loss(run) for run in trained]),
             "features": {k: summary([f[k] for f in features]) for k in features[0] if k != "n"},
         }
     ratios = found[f"{plan.config.temperature:g}"]["steps_ratio"]
@@ -102,14 +99,13 @@ def draw_losses(found: dict, path: Path) -> str:
     for axis, what in zip(axes, ("training", "validation"), strict=True):
         for (name, entry), colour in zip(found.items(), cycle((GREY, *COLOURS)), strict=False):
             label = "no alignment" if name == NONE else f"aligned, τ = {name}"
-            marker = "o" if what == "validation" else None
-            band(axis, entry[what]["step"], entry[what], colour, label, marker=marker, ms=3)
-        end = found[NONE]["validation"]["mean"][-1]
-        axis.axhline(end, color=GREY, ls=":", lw=1)
-        axis.set(xlabel="round (optimizer step)", title=f"{what} loss of fine-tuning", yscale="log")
-        axis.grid(alpha=0.3, which="both")
-        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            ticks(FuncFormatter(lambda loss, _: f"{loss:g}"))
+            style = {"marker": "o" if what == "validation" else None, "ms": 3}
+            band(axis, entry[what]["step"], entry[what], color=colour, label=label, **style)
+        axis.axhline(found[NONE]["validation"]["mean"][-1], color=GREY, ls=":", lw=1)
+        title = f"{what} loss of fine-tuning"
+        dress(axis, xlabel="round (optimizer step)", title=title, yscale="log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
     axes[0].set_ylabel("loss (nats a token)")
     axes[1].legend(fontsize=8)
     return save(figure, path)

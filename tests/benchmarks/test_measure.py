@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from benchmarks import measure
+from tests.helpers.draw import seeded
 from tests.helpers.stages import answering
 
 
@@ -48,6 +49,6 @@ def test_both_sides_of_the_comparison_compute_the_same_loss(model):
     batch.mask[1, 12:] = False
     batch.answer_mask[2, 2:] = False
     losses = (measure.loss_of, measure.full_logits)
-    found = [loss(model, batch, torch.Generator().manual_seed(0)) for loss in losses]
+    found = [loss(model, batch, seeded()) for loss in losses]
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
     assert found[0] > 1

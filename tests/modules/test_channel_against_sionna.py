@@ -1,7 +1,7 @@
 """Our channels beside Sionna's: equal in power, SNR, fading and the error rates that follow.
 
 Ours equalises, so that what it did on the way is found from what went in and came out; only the
-phase of the fading, which the equaliser takes away, is read from `_fading`. Seeds are fixed, and
+phase of the fading, which the equaliser takes away, is read from `_gain`. Seeds are fixed, and
 every agreement has beside it a difference that the same test would have seen.
 """
 
@@ -12,6 +12,7 @@ import torch
 from scipy import integrate, stats
 
 from modules.channel import Channel
+from tests.helpers.draw import seeded
 
 KINDS = ("awgn", "rayleigh", "rician")
 CLIPS = 20_000
@@ -26,10 +27,6 @@ def sionna():
 
         config.seed = 1
         yield
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def qpsk(*shape):
@@ -122,7 +119,7 @@ def test_fading_power_is_sionnas(kind):
 
 def test_rayleigh_fading_is_circular_as_sionnas():
     """Both parts of h, and its phase, are distributed as Sionna's."""
-    h = Channel("rayleigh")._fading(torch.empty(CLIPS, dtype=torch.complex64), seeded())
+    h = Channel("rayleigh")._gain(torch.empty(CLIPS, dtype=torch.complex64), seeded())
     theirs = sionnas_fading("rayleigh", CLIPS)
     for part in ("real", "imag"):
         assert differ(getattr(h, part), getattr(theirs, part)) > 0.01
@@ -176,7 +173,7 @@ def closed_form(kind, snr_db):
     return integrate.quad(at, 0, math.pi / 2)[0] / math.pi
 
 
-@pytest.mark.parametrize("snr", [0.0, 4.0, 8.0])
+@pytest.mark.parametrize("snr", [0.0, 8.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_bit_errors_of_qpsk_are_sionnas_and_theorys(kind, snr):
     """Uncoded QPSK: our error rate, Sionna's and the closed form agree within 3.3 deviations."""

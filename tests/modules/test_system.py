@@ -14,6 +14,7 @@ from torch import nn
 import task_align
 from benchmarks.measure import loss_of
 from modules.channel import CHANNELS, Channel
+from modules.losses import info_nce
 from modules.system import MEDIA
 from modules.token_compression import COMPRESSIONS
 from modules.token_receiver import RECEIVERS
@@ -35,6 +36,21 @@ TRANSCEIVERS = {
         for kind in ("weight", "bias")
     ),
 }
+
+
+class Told(nn.Module):
+    """A channel without noise: what arrives tells at which SNR and beside what it was sent."""
+
+    def __init__(self):
+        super().__init__()
+        self.at = []
+
+    def forward(self, tokens, snr_db, mask=None, generator=None):
+        self.at.append(snr_db)
+        real = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.to(tokens)
+        sent = tokens * real[..., None]
+        mean = sent.sum(dim=1, keepdim=True) / real.sum(dim=1)[:, None, None]
+        return (sent + mean) * (1 + torch.as_tensor(snr_db) / 10).reshape(-1, 1, 1)
 
 
 def stage(make, **changes):
@@ -148,15 +164,33 @@ def test_build_repeats_with_its_seed():
         assert torch.equal(a, b) and (not torch.equal(a, c) or not a.any())
 
 
-def test_training_draws_its_snr_evaluation_does_not():
-    """Over a range each training clip has its own SNR; in evaluation all have the one."""
-    model, _ = alignment(snr_db=7.0, snr_range=[-3.0, 5.0])
-    system = model.system.train()
-    drawn = system.snr_db(2000, seeded())
+@STAGES
+def test_training_draws_its_snr_evaluation_does_not(make):
+    """Over a range each training clip has its own SNR, at which all its users send; in evaluation
+    all have the one."""
+    model, batch = stage(make, snr_db=7.0, snr_range=[-3.0, 5.0])
+    drawn = model.system.snr_db(2000, seeded())
     assert drawn.shape == (2000,) and -3 <= drawn.min() < -2.9 and 4.9 < drawn.max() <= 5
     assert abs(drawn.mean() - 1) < 0.2
-    assert torch.equal(drawn, system.snr_db(2000, seeded()))
-    assert system.eval().snr_db(2000, seeded()) == 7.0
+    model.system.channel = channel = Told()
+    model(batch, seeded())
+    of_clips = model.system.snr_db(len(batch.ids), seeded())
+    assert len(channel.at) == 3 and all(torch.equal(at, of_clips) for at in channel.at)
+    model.eval()(batch, seeded())
+    assert channel.at[3:] == [7.0] * 3 == [model.system.snr_db(2000, seeded())] * 3
+
+
+def test_the_loss_of_alignment_is_the_weighted_sum_of_its_parts():
+    """InfoNCE of picture and sound against captions, equal ones apart, and the reconstruction, with
+    the temperature, direction and weights of the config."""
+    weights = {"contrastive_weight": 2.0, "reconstruction_weight": 0.5}
+    model, batch = stage(alignment, temperature=0.13, one_way=True, **weights)
+    losses, features = model(batch, seeded())
+    for kind in MEDIA:
+        expected = info_nce(features[kind], features["text"], 0.13, batch.text, one_way=True)
+        torch.testing.assert_close(losses[f"{kind}_to_text"], expected)
+    contrastive = losses["visual_to_text"] + losses["audio_to_text"]
+    torch.testing.assert_close(losses["loss"], 2 * contrastive + losses["reconstruction"] / 2)
 
 
 @pytest.mark.parametrize("snr_range", [[5.0], [5.0, -5.0], [1.0, 2.0, 3.0], [0.0, math.inf]])
@@ -253,13 +287,6 @@ def test_lengths_of_training_are_drawn_for_each_batch():
 LENGTHS = {"visual": np.array([1, 2, 8, 4]), "audio": np.array([8, 5, 1, 4])}
 
 
-class Told(nn.Module):
-    """A channel without noise that shows at which SNR each clip was sent."""
-
-    def forward(self, tokens, snr_db, mask=None, generator=None):
-        return tokens * (1 + torch.as_tensor(snr_db) / 10).reshape(-1, 1, 1)
-
-
 @pytest.fixture(scope="module")
 def scenes():
     """Stage 2 in evaluation, four clips, and the processors."""
@@ -328,7 +355,8 @@ def test_each_user_has_its_own_channel(scenes):
     a, b = (model.receive(batch, seeded(seed), snr_db, fours)[0] for seed in (0, 1))
     assert torch.equal(a[:, 11:], b[:, 11:])
     assert torch.equal(a[:3, :5], b[:3, :5]), "clips whose camera has no noise"
-    assert (a[3, :5] != b[3, :5]).any() and (a[:, 5:11] != b[:, 5:11]).any()
+    assert (a[3, :5] != b[3, :5]).any()
+    assert (a[:, 5:11] != b[:, 5:11]).flatten(1).any(dim=1).all()
 
 
 @pytest.mark.parametrize("channel", ["awgn", "rayleigh"])

@@ -103,9 +103,9 @@ def packed(tokens: Tensor, stamp: str) -> bytes:
 
 
 def clip_bytes(tx: TokenTransmitter, block: int = 4096) -> int:
-    """Bytes on disk of the file of a clip of one window, in whole blocks of the file system."""
-    patches = tx.encoder.embeddings.position_embeddings.shape[1] - tx.special
-    tokens = torch.zeros(tx.special + min(tx.length, patches), tx.encoder.config.hidden_size)
+    """Bytes on disk of a clip's file, in whole blocks of the file system; fewer where the encoder
+    gives fewer tokens than asked for."""
+    tokens = torch.zeros(tx.special + tx.length, tx.projection.in_features)
     return -(-len(packed(tokens, 16 * "0")) // block) * block
 
 

@@ -142,7 +142,9 @@ def encoder_of(folder: str | Path, kind: str) -> Encoder:
     name = load(AutoConfig, check_folder(folder)).model_type
     if name not in ENCODERS or ENCODERS[name].kind != kind:
         known = ", ".join(name for name, encoder in ENCODERS.items() if encoder.kind == kind)
-        raise ModelError(folder, f"holds a {name}, no {kind} encoder ({known})")
+        raise ModelError(
+            folder, f"its model_type is {name}, which is no {kind} encoder's ({known})"
+        )
     return ENCODERS[name]
 
 

@@ -5,6 +5,7 @@ reads later: what those do not state, alignment cannot reach.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,24 +35,30 @@ from utils.mini.scenes import (
 from utils.mini.sounds import SAMPLE_RATE
 from utils.mini.world import FRAME_SIZE, FRAMES
 
-WIDTH, LAYERS, HEADS = 96, 3, 4
+WIDTH = 96
+SIZES = dict(
+    hidden_size=WIDTH,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    intermediate_size=4 * WIDTH,
+    hidden_dropout_prob=0.1,
+    attention_probs_dropout_prob=0.0,
+)
 MELS, TIME = 64, int((DURATION - 0.025) * 100) + 1  # mel bands, frames of 10 ms
 
 
 def heard_tags(scene: Scene) -> dict[str, int | list[float]]:
     """What AST learns to name: a class index a tag, or a 0/1 vector for the sounding set."""
-    heard = scene.sounding
-    ranked = sorted(heard, key=lambda p: -p.level)
-    names = [INSTRUMENTS.index(p.instrument) for p in heard]
-    third = names[1] if len(names) == 3 else len(INSTRUMENTS)
+    names = [INSTRUMENTS.index(p.instrument) for p in scene.sounding]
+    levels = [p.level for p in scene.sounding]
     return {
         "sounding": [float(i in names) for i in range(len(INSTRUMENTS))],
-        "count": len(heard) - 1,
+        "count": len(names) - 1,
         "first": names[0],
-        "second_of_three": third,
+        "second_of_three": names[1] if len(names) == 3 else len(INSTRUMENTS),
         "last": names[-1],
-        "loudest": INSTRUMENTS.index(ranked[0].instrument),
-        "softest": INSTRUMENTS.index(ranked[-1].instrument),
+        "loudest": names[levels.index(max(levels))],
+        "softest": names[levels.index(min(levels))],
         "tempo": list(TEMPOS).index(scene.tempo),
         "pitch": list(PITCHES).index(scene.pitch),
     }
@@ -80,8 +87,7 @@ def seen_tags(scene: Scene) -> dict[str, int]:
 
 
 class Tagger(nn.Module):
-    """An encoder with one linear head a tag, on the very features that the contrastive loss
-    reads: what they do not state, alignment cannot reach."""
+    """An encoder with one linear head a tag, on the features that the contrastive loss reads."""
 
     def __init__(self, encoder: nn.Module, special: int, tags: dict[str, Tensor]):
         super().__init__()
@@ -117,7 +123,6 @@ def tag_accuracy(
             t = tags[k][part]
             ok = ((s > 0) == (t > 0.5)).all(1) if t.ndim == 2 else s.argmax(1) == t
             right[k].append(ok.float())
-    tagger.train()
     return {k: round(torch.cat(v).mean().item(), 3) for k, v in right.items()}
 
 
@@ -135,14 +140,14 @@ def train_tagger(
     held = len(inputs) // 10
     tagger = Tagger(encoder, special, tags).train()
     optimizer = torch.optim.AdamW(tagger.parameters(), lr=lr, weight_decay=0.05)
-    steps = epochs * (len(inputs) - held) // 64
+    shown = len(inputs) - held
+    steps, each = epochs * shown // 64, shown // 64  # in all, and an epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
     bar = tqdm(range(steps), type(encoder).__name__)
     for step in bar:
-        if step % ((len(inputs) - held) // 64) == 0:
-            order = torch.randperm(len(inputs) - held)
-        at = (step % ((len(inputs) - held) // 64)) * 64
-        batch = order[at : at + 64]
+        if step % each == 0:
+            batches = torch.randperm(shown).split(64)
+        batch = batches[step % each]
         scores = tagger(augment(to_float(inputs[batch])))
         loss = tag_losses(scores, {k: t[batch] for k, t in tags.items()})
         optimizer.zero_grad()
@@ -161,25 +166,14 @@ def stack_tags(rows: list[dict]) -> dict[str, Tensor]:
 
 def pretrain_ast(extraction: Path, clips: dict[str, Scene], epochs: int, out: Path) -> dict:
     """Train the audio encoder; the extractor's mean and deviation are those of the clips."""
-    config = ASTConfig(
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=4 * WIDTH,
-        num_mel_bins=MELS,
-        max_length=TIME,
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.0,
+    config = ASTConfig(num_mel_bins=MELS, max_length=TIME, **SIZES)
+    extractor = partial(
+        ASTFeatureExtractor, sampling_rate=SAMPLE_RATE, num_mel_bins=MELS, max_length=TIME
     )
-    plain = ASTFeatureExtractor(
-        sampling_rate=SAMPLE_RATE, num_mel_bins=MELS, max_length=TIME, do_normalize=False
-    )
+    plain = extractor(do_normalize=False)
     wavs = [extraction / "ast_audio" / f"{name}.wav" for name in clips]
     raw = torch.cat([audio_input(plain, config, w)[:1] for w in tqdm(wavs, "spectrograms")])
     mean, std = raw.mean().item(), raw.std().item()
-    extractor = ASTFeatureExtractor(
-        sampling_rate=SAMPLE_RATE, num_mel_bins=MELS, max_length=TIME, mean=mean, std=std
-    )
     model = ASTModel(config)
 
     def augment(x: Tensor) -> Tensor:  # (batch, time, mel): loudness, noise, a masked band
@@ -191,7 +185,7 @@ def pretrain_ast(extraction: Path, clips: dict[str, Scene], epochs: int, out: Pa
     tags = stack_tags([heard_tags(s) for s in clips.values()])
     accuracy = train_tagger(model, 2, (raw - mean) / (2 * std), tags, epochs, 1e-3, augment)
     model.save_pretrained(out / "ast")
-    extractor.save_pretrained(out / "ast")
+    extractor(mean=mean, std=std).save_pretrained(out / "ast")
     return accuracy
 
 
@@ -201,37 +195,24 @@ def pretrain_vivit(extraction: Path, clips: dict[str, Scene], epochs: int, out: 
         image_size=FRAME_SIZE,
         num_frames=FRAMES,
         tubelet_size=[2, 16, 16],
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=4 * WIDTH,
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.0,
+        **SIZES,
     )
-    processor = VivitImageProcessor(
-        size={"height": FRAME_SIZE, "width": FRAME_SIZE},
-        crop_size={"height": FRAME_SIZE, "width": FRAME_SIZE},
-        offset=True,
-        do_normalize=False,
-    )
-    folders = [extraction / "vivit_frames" / name for name in clips]
-    frames = torch.stack(
-        [
-            ((video_input(processor, config, f)[0] + 1) * 127.5).round().to(torch.uint8)
-            for f in tqdm(folders, "frames")
-        ]
-    )
+    size = {"height": FRAME_SIZE, "width": FRAME_SIZE}
+    processor = VivitImageProcessor(size=size, crop_size=size, offset=True, do_normalize=False)
+    folders = tqdm([extraction / "vivit_frames" / name for name in clips], "frames")
+    videos = (video_input(processor, config, folder)[0] for folder in folders)
+    frames = torch.stack([((v + 1) * 127.5).round().to(torch.uint8) for v in videos])
     model = VivitModel(config, add_pooling_layer=False)
 
     def augment(x: Tensor) -> Tensor:  # (batch, frames, 3, height, width): brightness and colour
-        return (
-            x * (1 + torch.randn(len(x), 1, 3, 1, 1) * 0.1) + torch.randn(len(x), 1, 3, 1, 1) * 0.1
-        )
+        contrast, shift = (torch.randn(len(x), 1, 3, 1, 1) * 0.1 for _ in range(2))
+        return x * (1 + contrast) + shift
+
+    def to_float(x: Tensor) -> Tensor:
+        return x.float() / 127.5 - 1
 
     tags = stack_tags([seen_tags(s) for s in clips.values()])
-    accuracy = train_tagger(
-        model, 1, frames, tags, epochs, 1e-3, augment, lambda x: x.float() / 127.5 - 1
-    )
+    accuracy = train_tagger(model, 1, frames, tags, epochs, 1e-3, augment, to_float)
     model.save_pretrained(out / "vivit")
     processor.save_pretrained(out / "vivit")
     return accuracy

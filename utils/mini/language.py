@@ -4,12 +4,14 @@
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
@@ -21,12 +23,10 @@ from utils.mini.text import caption, questions
 
 def text_of(scene: Scene, rng: np.random.Generator, ask: int) -> tuple[str, list[tuple[str, str]]]:
     """A caption and `ask` question-answer pairs, in the very form that stage 2 uses."""
-    found = questions(scene, rng)
-    pairs = []
-    for i in rng.permutation(len(found))[:ask]:
-        values = json.loads(found[i]["templ_values"])
-        question = fill_template(found[i]["question_content"], values)
-        pairs.append((PROMPT.format(question=question), " " + found[i]["anser"]))
+    found, pairs = questions(scene, rng), []
+    for row in (found[i] for i in rng.permutation(len(found))[:ask]):
+        question = fill_template(row["question_content"], json.loads(row["templ_values"]))
+        pairs.append((PROMPT.format(question=question), " " + row["anser"]))
     return caption(scene, rng), pairs
 
 
@@ -56,8 +56,8 @@ def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     with torch.no_grad():  # a token must be heard beside what the layers add to it
         model.model.embed_tokens.weight.normal_(0, 1)
         for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.div_((2 * config.num_hidden_layers) ** 0.5)
-            layer.mlp.down_proj.weight.div_((2 * config.num_hidden_layers) ** 0.5)
+            for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                projection.weight.div_((2 * config.num_hidden_layers) ** 0.5)
     return model
 
 
@@ -67,8 +67,7 @@ def pretrain_qwen2(clips: dict[str, Scene], steps: int, out: Path, ask: int = 6)
     drawn = list(clips.values())
     corpus = [text_of(s, rng, ask) for s in drawn[:3000]]
     lines = [c for c, _ in corpus] + [q + a for _, pairs in corpus for q, a in pairs]
-    blank = Qwen2Tokenizer(vocab={}, merges=[])
-    tokenizer = blank.train_new_from_iterator(lines, vocab_size=512)
+    tokenizer = Qwen2Tokenizer(vocab={}, merges=[]).train_new_from_iterator(lines, vocab_size=512)
     model = new_model(tokenizer).train()
     end = tokenizer.eos_token_id
 
@@ -81,21 +80,17 @@ def pretrain_qwen2(clips: dict[str, Scene], steps: int, out: Path, ask: int = 6)
             ids, weight = ids + q + a, weight + [0.2] * len(q) + [4.0] * len(a)
         return ids, weight
 
-    def batch_of(scenes_: list[Scene]) -> tuple[Tensor, Tensor]:
-        rows = [encode(s) for s in scenes_]
-        longest = max(len(ids) for ids, _ in rows)
-        ids = torch.tensor([i + [end] * (longest - len(i)) for i, _ in rows])
-        weight = torch.tensor([w + [0.0] * (longest - len(w)) for _, w in rows])
-        return ids, weight
+    def batch_of(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
+        ids, weights = zip(*([torch.tensor(x) for x in encode(s)] for s in scenes), strict=True)
+        padded = partial(pad_sequence, batch_first=True)
+        return padded(ids, padding_value=end), padded(weights)
 
     held, drawn = drawn[-256:], drawn[:-256]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps, pct_start=0.1)
-    bar = tqdm(range(steps), "Qwen2")
-    smooth = 0.0
+    bar, smooth = tqdm(range(steps), "Qwen2"), 0.0
     for step in bar:
-        picks = rng.integers(len(drawn), size=24)
-        ids, weight = batch_of([drawn[i] for i in picks])
+        ids, weight = batch_of([drawn[i] for i in rng.integers(len(drawn), size=24)])
         logits = model(input_ids=ids).logits[:, :-1]
         loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         flat = weight[:, 1:].flatten()

@@ -9,6 +9,7 @@ questions, all from scenes of the training split that neither task trains on.
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,25 +35,19 @@ def main() -> None:
     wanted = args.only or ["ast", "vivit", "qwen2"]
     clips = scenes("pretraining", "train", max(args.clips, args.texts), args.seed)
     shown = dict(list(clips.items())[: args.clips])
+    videos, extraction = args.scratch / "videos", args.scratch / "extraction"
     if {"ast", "vivit"} & set(wanted):
-        write_videos(args.scratch / "videos", shown, args.workers, "writing videos")
-        preprocess(
-            args.scratch / "videos",
-            args.scratch / "extraction",
-            frames=FRAMES,
-            size=FRAME_SIZE,
-            workers=args.workers,
-        )
-    extraction = args.scratch / "extraction"
+        write_videos(videos, shown, args.workers, "writing videos")
+        preprocess(videos, extraction, frames=FRAMES, size=FRAME_SIZE, workers=args.workers)
+    pretrain = {
+        "ast": partial(pretrain_ast, extraction, shown, args.epochs),
+        "vivit": partial(pretrain_vivit, extraction, shown, args.epochs),
+        "qwen2": partial(pretrain_qwen2, clips, args.steps),
+    }
     for name in wanted:
         torch.manual_seed(args.seed)
         began = time.time()
-        if name == "ast":
-            result = pretrain_ast(extraction, shown, args.epochs, args.out)
-        elif name == "vivit":
-            result = pretrain_vivit(extraction, shown, args.epochs, args.out)
-        else:
-            result = pretrain_qwen2(clips, args.steps, args.out)
+        result = pretrain[name](out=args.out)
         print(f"{name}: {time.time() - began:.0f} s, held out: {json.dumps(result)}")
 
 

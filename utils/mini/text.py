@@ -63,13 +63,19 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict]:
     rows: list[dict] = []
     on, off, heard = scene.on_stage, scene.off_stage, scene.sounding
     playing = [p for p in on if p.sounding]  # seen and heard
+    silent = [p for p in on if not p.sounding]
     shown = [p.instrument for p in on]
     sounds = [p.instrument for p in heard]
 
-    def ask(kind: tuple[str, str], content: str, values: list[str], answer: str) -> None:
+    def ask(content: str, values: list[str], answer: str | int | bool) -> None:
+        """A question of the `kind` at hand; its answer may be a number or whether it is so."""
+        if isinstance(answer, bool):
+            answer = "yes" if answer else "no"
+        elif isinstance(answer, int):
+            answer = NUMBERS[answer]
         rows.append(
             {
-                "type": json.dumps(list(kind)),
+                "type": json.dumps(kind),
                 "question_content": content,
                 "templ_values": json.dumps(values),
                 "anser": answer,
@@ -79,126 +85,83 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict]:
     def pick(items):
         return items[rng.integers(len(items))]
 
-    def yes_no(truth: bool) -> str:
-        return "yes" if truth else "no"
-
     def pair(performers: list[Performer]) -> list[Performer]:
         return [performers[i] for i in rng.permutation(len(performers))[:2]]
 
+    def either_way(ranked: list[Performer]) -> list[Performer]:
+        """The loudest and another one, in this order or the other."""
+        order = 1 if rng.random() < 0.5 else -1
+        return [ranked[0], pick(ranked[1:])][::order]
+
     kind = ("Audio", "Counting")
-    ask(kind, "How many different instruments can you hear?", [], NUMBERS[len(heard)])
+    ask("How many different instruments can you hear?", [], len(heard))
     target = pick(sounds if rng.random() < 0.5 else sorted(set(INSTRUMENTS) - set(sounds)))
-    ask(kind, "Can you hear a <Object>?", [target], yes_no(target in sounds))
+    ask("Can you hear a <Object>?", [target], target in sounds)
 
     kind = ("Visual", "Counting")
-    ask(kind, "How many players are on the stage?", [], NUMBERS[len(on)])
+    ask("How many players are on the stage?", [], len(on))
     target = pick(shown if rng.random() < 0.5 else sorted(set(INSTRUMENTS) - set(shown)))
-    ask(kind, "Do you see a <Object>?", [target], yes_no(target in shown))
+    ask("Do you see a <Object>?", [target], target in shown)
 
     kind = ("Visual", "Location")
-    ask(kind, "In what kind of place do they play?", [], scene.place)
+    ask("In what kind of place do they play?", [], scene.place)
     target = pick(on)
-    ask(kind, "On which side is the <Object>?", [target.instrument], target.position)
+    ask("On which side is the <Object>?", [target.instrument], target.position)
     target = pick(on)
-    ask(kind, "What does the <LR> player hold?", [target.position], target.instrument)
+    ask("What does the <LR> player hold?", [target.position], target.instrument)
     if len(on) > 1:
         end, word = pick([(on[0], "leftest"), (on[-1], "rightest")])
-        ask(kind, "Name the <LRer> instrument.", [word], end.instrument)
+        ask("Name the <LRer> instrument.", [word], end.instrument)
 
     kind = ("Audio-Visual", "Existential")
-    ask(kind, "Is every sound made by somebody on the stage?", [], yes_no(off is None))
-    silent = [p for p in on if not p.sounding]
+    ask("Is every sound made by somebody on the stage?", [], off is None)
     target = pick(silent if silent and rng.random() < 0.6 else on)
-    ask(
-        kind,
-        "Does the <Object> on the stage make a sound?",
-        [target.instrument],
-        yes_no(target.sounding),
-    )
+    ask("Does the <Object> on the stage make a sound?", [target.instrument], target.sounding)
 
     kind = ("Audio-Visual", "Counting")
-    ask(kind, "How many players on the stage make a sound?", [], NUMBERS[len(playing)])
-    ask(kind, "How many players never play?", [], NUMBERS[len(on) - len(playing)])
+    ask("How many players on the stage make a sound?", [], len(playing))
+    ask("How many players never play?", [], len(on) - len(playing))
 
     if len(heard) > 1:
-        ranked = _by_level(heard)
-        a, b = (
-            (ranked[0], pick(ranked[1:])) if rng.random() < 0.5 else (pick(ranked[1:]), ranked[0])
-        )
         kind = ("Audio", "Comparative")
-        ask(
-            kind,
-            "Does the <Object> sound louder than the <Object>?",
-            [a.instrument, b.instrument],
-            yes_no(a.level > b.level),
-        )
+        a, b = either_way(_by_level(heard))
+        both = [a.instrument, b.instrument]
+        ask("Does the <Object> sound louder than the <Object>?", both, a.level > b.level)
         a, b = pair(heard)
-        ask(
-            kind,
-            "Does the <Object> play for longer than the <Object>?",
-            [a.instrument, b.instrument],
-            yes_no(a.start < b.start),
-        )
+        both = [a.instrument, b.instrument]
+        ask("Does the <Object> play for longer than the <Object>?", both, a.start < b.start)
 
     if len(playing) > 1:
         ranked, ordered = _by_level(playing), sorted(playing, key=lambda p: p.start)
         kind = ("Audio-Visual", "Location")
         end, word = pick([(ranked[0], "loudest"), (ranked[-1], "softest")])
-        ask(kind, "On which side is the <LL> player?", [word], end.position)
+        ask("On which side is the <LL> player?", [word], end.position)
         end, word = pick([(ordered[0], "first"), (ordered[-1], "last")])
-        side = (
-            end.position if rng.random() < 0.5 else pick([p.position for p in playing if p != end])
-        )
-        ask(
-            kind,
-            "Does the <FL> sound to enter come from the <LR>?",
-            [word, side],
-            yes_no(side == end.position),
-        )
+        own, others = end.position, [p.position for p in playing if p != end]
+        side = own if rng.random() < 0.5 else pick(others)
+        ask("Does the <FL> sound to enter come from the <LR>?", [word, side], side == own)
 
         kind = ("Audio-Visual", "Comparative")
-        a, b = (
-            (ranked[0], pick(ranked[1:])) if rng.random() < 0.5 else (pick(ranked[1:]), ranked[0])
-        )
-        ask(
-            kind,
-            "Does the <LR> player drown out the <LR> player?",
-            [a.position, b.position],
-            yes_no(a.level > b.level),
-        )
+        a, b = either_way(ranked)
+        both = [a.position, b.position]
+        ask("Does the <LR> player drown out the <LR> player?", both, a.level > b.level)
         a, b = pair(playing)
-        ask(
-            kind,
-            "Does the <LR> player enter earlier than the <LR> player?",
-            [a.position, b.position],
-            yes_no(a.start < b.start),
-        )
+        both = [a.position, b.position]
+        ask("Does the <LR> player enter earlier than the <LR> player?", both, a.start < b.start)
 
         kind = ("Audio-Visual", "Temporal")
         k = rng.integers(len(ordered))
-        ask(
-            kind,
-            "Which instrument on the stage enters <TH>?",
-            [("first", "second", "third")[k]],
-            ordered[k].instrument,
-        )
+        place = ("first", "second", "third")[k]
+        ask("Which instrument on the stage enters <TH>?", [place], ordered[k].instrument)
         end, word = pick([(ordered[0], "first"), (ordered[-1], "last")])
-        ask(kind, "Where is the player that enters <FL>?", [word], end.position)
+        ask("Where is the player that enters <FL>?", [word], end.position)
         if len(playing) == 2:
             a, b = ordered if rng.random() < 0.5 else ordered[::-1]
-            ask(
-                kind,
-                "Which instrument on the stage enters <BA> the <Object>?",
-                ["after" if b.start > a.start else "before", a.instrument],
-                b.instrument,
-            )
+            values = ["after" if b.start > a.start else "before", a.instrument]
+            ask("Which instrument on the stage enters <BA> the <Object>?", values, b.instrument)
 
     if len(playing) == 2:
+        kind = ("Audio-Visual", "Location")
         a, b = pair(playing)
-        ask(
-            ("Audio-Visual", "Location"),
-            "Which player joins the <Object> on the stage?",
-            [a.instrument],
-            b.instrument,
-        )
+        ask("Which player joins the <Object> on the stage?", [a.instrument], b.instrument)
     return rows

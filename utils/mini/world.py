@@ -9,8 +9,9 @@ call `prepare` when the preset is `mini` and the data is missing.
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def music_avqa_rows(clips: dict[str, Scene], a_clip: int) -> list[dict]:
     balanced so that the question alone says little about its answer."""
     pools = {n: questions(s, np.random.default_rng((*s.seed, 51))) for n, s in clips.items()}
     taken: dict[str, Counter] = defaultdict(Counter)
-    for row in (row for pool in pools.values() for row in pool):
+    for row in chain(*pools.values()):
         taken[row["question_content"]][row["anser"]] = 0
     kept = []
 
@@ -104,27 +105,20 @@ def music_avqa_rows(clips: dict[str, Scene], a_clip: int) -> list[dict]:
     return kept
 
 
-def _write_clip(job: tuple[Path, Scene]) -> None:
-    write_video(*job)
-
-
 def write_videos(folder: Path, clips: dict[str, Scene], workers: int, label: str) -> None:
     """Write the clips that are not there yet."""
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [(folder / f"{name}.mp4", scene) for name, scene in clips.items()]
-    jobs = [job for job in jobs if not job[0].exists()]
-    if not jobs:
+    paths = {folder / f"{name}.mp4": scene for name, scene in clips.items()}
+    lacking = {path: scene for path, scene in paths.items() if not path.exists()}
+    if not lacking:
         return
     with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
-        list(tqdm(pool.map(_write_clip, jobs, chunksize=16), label, len(jobs), unit="clip"))
+        written = pool.map(write_video, lacking, lacking.values(), chunksize=16)
+        list(tqdm(written, label, len(lacking), unit="clip"))
 
 
 def prepare(
-    root: Path,
-    dataset: str,
-    clips: Sequence[int],
-    seed: int = 0,
-    workers: int = 2,
+    root: Path, dataset: str, clips: Sequence[int], seed: int = 0, workers: int = 2
 ) -> Path:
     """Write one data set of the mini world and preprocess it; what stands is kept.
 
@@ -143,22 +137,20 @@ def prepare(
     marker = folder / "world.json"
     if marker.exists() and json.loads(marker.read_text()) != stamp:
         raise ValueError(f"{folder}: holds a mini world of another seed or size; remove it first")
-    annotate: Callable = valor_rows if dataset == "VALOR" else music_avqa_rows
-    name = "desc_{}.json" if dataset == "VALOR" else "avqa-{}.json"
-    everything: dict[str, Scene] = {}
+    annotations, everything = folder / "annotations", {}
+    annotations.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         drawn = scenes(dataset, split, counts[split], seed)
         everything |= drawn
-        extra = () if dataset == "VALOR" else (QUESTIONS_A_CLIP[split],)
-        path = folder / "annotations" / name.format(split)
+        valor = dataset == "VALOR"
+        path = annotations / (f"desc_{split}.json" if valor else f"avqa-{split}.json")
         if not (marker.exists() and path.exists()):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(annotate(drawn, *extra), indent=1))
+            rows = valor_rows(drawn) if valor else music_avqa_rows(drawn, QUESTIONS_A_CLIP[split])
+            write_whole(path, json.dumps(rows, indent=1))
     write_whole(marker, json.dumps(stamp))
-    write_videos(folder / "videos", everything, workers, f"{dataset}-mini: writing videos")
-    preprocess(
-        folder / "videos", folder / "extraction", frames=FRAMES, size=FRAME_SIZE, workers=workers
-    )
+    videos, extraction = folder / "videos", folder / "extraction"
+    write_videos(videos, everything, workers, f"{dataset}-mini: writing videos")
+    preprocess(videos, extraction, frames=FRAMES, size=FRAME_SIZE, workers=workers)
     return folder
 
 

@@ -14,10 +14,11 @@ PARTS = {"encode_s": "encode", "uplink_s": "uplink", "foundation_s": "foundation
 NICE = np.outer(10.0 ** np.arange(6), [1, 1.5, 2, 3, 4, 5, 7]).ravel()  # ticks of latency, ms
 
 
-def draw(found: dict, curve: LossCurve, curve_snr_db: float, stem: str) -> list[str]:
-    """Every figure of what task_network.py found; their paths."""
+def draw(found: dict, stem: str) -> list[str]:
+    """Every figure of the metrics that task_network.py writes; their paths."""
+    curve, snr_db = LossCurve(**found["loss_curves"]["measured"]), found["config"]["curve_snr_db"]
     return [
-        loss_points(found["loss_points"], curve, curve_snr_db, f"{stem}-curve.png"),
+        loss_points(found["loss_points"], curve, snr_db, f"{stem}-curve.png"),
         budgets(found["over_budgets"], f"{stem}-objective.png"),
         convergence(found["histories"], f"{stem}-convergence.png"),
         front(found["over_weights"], f"{stem}-front.png"),

@@ -94,10 +94,9 @@ def example_clips(
     shown = []
     for name in picked:
         lines = []
-        for question, prediction in zip(questions, predictions, strict=True):
-            if question.video_id == name and len(lines) < 8:
-                mark = "right" if is_right(prediction, question.answer) else "wrong"
-                lines.append(question.text)
-                lines.append(f"  {question.answer} | said {prediction.strip()!r}: {mark}")
+        pairs = zip(questions, predictions, strict=True)
+        for q, said in [(q, said) for q, said in pairs if q.video_id == name][:4]:
+            mark = "right" if is_right(said, q.answer) else "wrong"
+            lines += [q.text, f"  {q.answer} | said {said.strip()!r}: {mark}"]
         shown.append((read_frames(frames_path(root, name)), read_wav(wav_path(root, name)), lines))
     return shown

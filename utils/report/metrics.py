@@ -126,8 +126,5 @@ def majority_right(
 
 
 def _group(question: Question, by: str) -> tuple:
-    return {
-        "all": (),
-        "type": (question.type,),
-        "template": (question.type, question.template),
-    }[by]
+    fields = {"all": (), "type": ("type",), "template": ("type", "template")}
+    return tuple(getattr(question, field) for field in fields[by])

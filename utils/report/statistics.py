@@ -52,12 +52,10 @@ def seeds_needed(values: Sequence[float]) -> int | None:
 def steps_to_reach(curve: Sequence[tuple[int, float]], target: float) -> float | None:
     """The first step at which a loss curve of (step, loss) is at or below `target`, linear between
     its points; None if it never is."""
-    before = None
+    last_step, last_loss = curve[0]
     for step, loss in curve:
         if loss <= target:
-            if before is None or before[1] == loss:
-                return float(step)
-            share = (before[1] - target) / (before[1] - loss)
-            return before[0] + share * (step - before[0])
-        before = (step, loss)
+            share = (last_loss - target) / (last_loss - loss) if last_loss > loss else 1.0
+            return last_step + share * (step - last_step)
+        last_step, last_loss = step, loss
     return None

@@ -118,37 +118,31 @@ def test_alone_a_user_gets_everything():
     assert found.latency == pytest.approx((p.encode + alone)[0], rel=1e-9)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_the_objective_never_rises(seed):
-    """From one iteration to the next, from any start; the result keeps every constraint."""
+    """From one iteration to the next, from any start; the result keeps every constraint and is
+    below all baselines, which start from none of them and are feasible too."""
     source = np.random.default_rng(seed)
     p = problem(int(source.integers(1, 12)), seed, lengths=np.arange(1, 33))
+    others = [equal_split(p), proportional(p), fixed_length(p, 8), random_split(p, source)]
+    for other in others:
+        check_feasible(p, other)
     for start in (None, source.choice(p.lengths, p.users)):
         found = allocate(p, start)
         assert (np.diff(found.history) < 0).all() and found.history[-1] == found.objective
         check_feasible(p, found)
+        assert all(found.objective <= other.objective * (1 + 1e-6) for other in others)
 
 
 def test_near_the_optimum_on_small_instances():
     """Within 1 % of exhaustive search on 19 of 20 instances of up to 4 users at the least."""
     gaps = []
     for seed in range(20):
-        p = problem(1 + seed % 4, 100 + seed)
+        users = 1 + seed % 4
+        p = problem(users, 100 + seed, **({"lengths": (1, 4, 16)} if users > 2 else {}))
         gaps.append(allocate(p).objective / exhaustive(p).objective - 1)
     assert min(gaps) > -1e-9, "nothing is better than the optimum"
     assert np.mean(np.array(gaps) < 0.01) >= 0.95, gaps
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_no_baseline_is_better(seed):
-    """The joint allocation starts from none of them and ends below all; they are feasible too."""
-    p = problem(6, seed, lengths=(1, 2, 4, 8, 16, 32))
-    source = np.random.default_rng(seed)
-    best = allocate(p).objective
-    others = [equal_split(p), proportional(p), fixed_length(p, 8), random_split(p, source)]
-    for other in others:
-        check_feasible(p, other)
-        assert best <= other.objective * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("deadline", [np.inf, 0.2])

@@ -73,6 +73,7 @@ def test_fading_follows_its_law(fading, k):
 
 
 def test_no_fading_is_none():
+    """Every user is then heard with |h|^2 = 1."""
     assert (Cell(fading="none").fading_power(5, source()) == 1).all()
 
 
@@ -94,6 +95,7 @@ def test_payloads_and_seconds():
 
 
 def test_energy_is_of_sending_and_computing():
+    """J: W times s, and FLOPs times what each takes."""
     assert energy(0.5, 0.2) == pytest.approx(0.1)
     assert energy(0.5, 0.2, 1e9, 1e-10) == pytest.approx(0.2)
 
@@ -116,5 +118,6 @@ def test_a_cell_that_is_none_is_refused(wrong, says):
 
 
 def test_no_users_are_refused():
+    """In one line that says so."""
     with pytest.raises(ValueError, match="users 0"):
         Cell().distances(0, source())

@@ -47,5 +47,6 @@ def test_flat_points_give_a_flat_curve():
     ],
 )
 def test_points_that_say_nothing_are_refused(lengths, losses, says):
+    """Too few points, and values that are no numbers or no lengths, are named."""
     with pytest.raises(ValueError, match=says):
         fit_loss_curve(lengths, losses)

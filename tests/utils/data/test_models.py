@@ -112,7 +112,7 @@ def test_another_model_is_refused(model):
         if other is not load_language_model:
             kind = other.keywords["kind"]
             known = "vivit" if kind == "visual" else "audio-spectrogram-transformer"
-            assert f"holds a {holds}, no {kind} encoder ({known})" in message
+            assert f"model_type is {holds}, which is no {kind} encoder's ({known})" in message
 
 
 @pytest.mark.parametrize("kind", ["visual", "audio"])
@@ -121,7 +121,7 @@ def test_an_unknown_architecture_is_refused(models, tmp_path, kind):
     folder = shutil.copytree(models / kind, tmp_path / kind)
     edit(folder / "config.json", model_type="timesformer")
     said = refused(folder, partial(load_encoder, kind=kind))
-    assert f"holds a timesformer, no {kind} encoder (" in said
+    assert f"its model_type is timesformer, which is no {kind} encoder's (" in said
     edit(folder / "config.json", model_type="of tomorrow")
     assert "of tomorrow" in refused(folder, partial(load_encoder, kind=kind))
 

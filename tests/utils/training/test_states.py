@@ -1,5 +1,6 @@
 """A run that is stopped goes on as if it had not been, whatever stopped it and whenever."""
 
+import json
 import math
 import os
 import shutil
@@ -231,6 +232,24 @@ def test_states_of_another_run_are_refused(tmp_path):
         train(tmp_path, resume=True, lr=0.2)
     assert states(tmp_path) == ["step-00000004.pt"]
     train(tmp_path, resume=True, save_every=3)
+
+
+@pytest.mark.xfail(strict=True, reason="states do not say of which code they are")
+def test_states_of_other_code_are_refused(tmp_path, monkeypatch):
+    """What two versions of the code trained together is of neither."""
+    kill(tmp_path, "before", 6)
+    monkeypatch.setattr("utils.training.run.code_of", lambda config: "another")
+    with pytest.raises(CheckpointError, match="differs in code"):
+        train(tmp_path, resume=True)
+
+
+@pytest.mark.xfail(strict=True, reason="the code is looked at when the run ends")
+def test_a_run_is_of_the_code_that_it_started_with(tmp_path, monkeypatch):
+    """Whoever edits the code while it trains has not trained with that."""
+    code = ["as it was"]
+    monkeypatch.setattr("utils.training.run.code_of", lambda config: code[-1])
+    train(tmp_path, at("before", 6, lambda _: code.append("edited")))
+    assert json.loads((tmp_path / "run.json").read_text())["code"] == "as it was"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -1,0 +1,196 @@
+"""A finished run is stale when code that training goes through was edited, and by nothing else."""
+
+import ast
+import json
+import re
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import task_align
+from tests.helpers.scripts import ROOT
+from utils.checkpoints import sha256
+from utils.config import plain
+from utils.training import identity
+
+THROUGH = {  # what a run goes through
+    "task_avqa.py": (
+        *(f"modules/{name}.py" for name in ("channel", "losses", "system", "foundation_model")),
+        *(f"modules/token_{name}.py" for name in ("compression", "receiver", "transmitter")),
+        *(f"utils/data/{name}.py" for name in ("clips", "datasets", "encoding", "media", "models")),
+        *(f"utils/training/{name}.py" for name in ("run", "states", "log", "processes")),
+        *("utils/checkpoints.py", "utils/mini/sounds.py", "utils/config.py"),
+        *("task_avqa.py", "utils/report/avqa.py"),
+    ),
+    "task_align.py": ("task_align.py", "utils/report/metrics.py", "utils/training/run.py"),
+}
+BESIDE = ("modules/network", "modules/digital", "utils/network", "utils/report/plots.py",
+          "utils/report/tsne.py", "utils/runs.py", "utils/hf-download.py",
+          "task_network.py")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """A copy of the code, which takes the repository's place."""
+    copy = tmp_path_factory.mktemp("tree")
+    for folder in ("modules", "utils"):
+        shutil.copytree(ROOT / folder, copy / folder, ignore=lambda *_: ["__pycache__"])
+    for script in ROOT.glob("task_*.py"):
+        shutil.copy(script, copy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identity, "ROOT", copy)
+        yield copy
+    identity.code_version.cache_clear()
+
+
+def version(tree: Path, script: str) -> str:
+    identity.code_version.cache_clear()
+    return identity.code_version(tree / script)
+
+
+@contextmanager
+def edited(change, *paths: Path):
+    """For a while the files hold what `change` makes of them, which is something else."""
+    before = {path: path.read_text() for path in paths}
+    try:
+        for path, source in before.items():
+            assert change(source) != source, path
+            path.write_text(change(source))
+        yield
+    finally:
+        for path, source in before.items():
+            path.write_text(source)
+
+
+def longer(source: str) -> str:
+    """A file whose first function does one thing more."""
+    function = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef))
+    lines = source.splitlines(keepends=True)
+    lines.insert(function.end_lineno, " " * function.body[0].col_offset + "print()\n")
+    return "".join(lines)
+
+
+@pytest.mark.parametrize("script", THROUGH)
+def test_what_a_run_goes_through_counts(tree, script):
+    """Channel, losses, data reading, training loop, figures in numbers, and the script's functions:
+    a statement more in any of them is other code."""
+    seen = {version(tree, script)}
+    for path in THROUGH[script]:
+        with edited(longer, tree / path):
+            seen.add(version(tree, script))
+    assert len(seen) == 1 + len(THROUGH[script])
+
+
+@pytest.mark.parametrize("script", THROUGH)
+def test_what_a_run_does_not_go_through_does_not_count(tree, script):
+    """Allocation, digital links, plots, downloads, and the other scripts."""
+    before = version(tree, script)
+    other = next(name for name in THROUGH if name != script)
+    parts = [tree / path for path in (*BESIDE, other)]
+    files = [file for part in parts for file in ([part] if part.suffix else part.glob("*.py"))]
+    with edited(longer, *(file for file in files if "def " in file.read_text())):
+        assert version(tree, script) == before
+
+
+def rewritten(source: str) -> str:
+    return "# Another comment\n" + ast.unparse(ast.parse(source))
+
+
+def test_comments_and_formatting_do_not_count(tree):
+    """All files written anew, without their comments and line breaks."""
+    before = version(tree, "task_avqa.py")
+    with edited(rewritten, *(tree / path for path in THROUGH["task_avqa.py"])):
+        assert version(tree, "task_avqa.py") == before
+
+
+def test_a_finished_run_becomes_stale(tree, tmp_path):
+    """Once a run is finished, an edit of the channel unmakes it and an edit of a plot does not."""
+    config = replace(task_align.PRESETS["mini"], name="run", out=str(tmp_path))
+    (tmp_path / "run.pth").write_bytes(b"weights")
+    identity.code_version.cache_clear()
+    metrics = {"config": plain(config), "code": identity.code_of(config)}
+    metrics["checkpoint_sha256"] = sha256(tmp_path / "run.pth")
+    (tmp_path / "run.json").write_text(json.dumps(metrics))
+    for path, stands in (("utils/report/plots.py", True), ("modules/channel.py", False)):
+        with edited(longer, tree / path):
+            identity.code_version.cache_clear()
+            assert bool(identity.finished(config)) == stands
+    identity.code_version.cache_clear()
+    assert identity.finished(config) == metrics
+
+
+SMALL = {
+    "script.py": """
+        from dataclasses import dataclass
+        from utils.config import Shared, PAPER
+        PRESET = "mini"
+        @dataclass
+        class Config(Shared):
+            lr: float = 0.1
+        PRESETS = {"paper": Config(**PAPER)}
+        def main(config):
+            from modules import part
+            from utils.draw import draw
+            return part.forward(config.lr)
+        """,
+    "utils/config.py": """
+        from dataclasses import dataclass
+        PAPER = dict(width=1024)
+        @dataclass
+        class Shared:
+            width: int = 512
+        """,
+    "modules/part.py": """
+        from dataclasses import dataclass
+        import modules.deep as deep
+        LIMIT = 5
+        @dataclass
+        class Part:
+            width: int = 3
+            def run(self, x=1): return x * self.width
+        def forward(x): return Part().run(x)
+        """,
+    "modules/deep.py": "VALUE = 1",
+    "utils/draw.py": "import matplotlib.pyplot\nfrom utils.colours import RED",
+    "utils/colours.py": "RED = 1",
+}
+
+
+@pytest.mark.parametrize(
+    "path, old, new, counts",
+    [
+        ("script.py", "config.lr)", "2 * config.lr)", True),
+        ("script.py", "lr: float", "lr: int", True),
+        ("script.py", "0.1", "0.2", False),
+        ("script.py", '"mini"', '"paper"', False),
+        ("utils/config.py", "512", "256", False),
+        pytest.param(
+            *("utils/config.py", "1024", "2048", False),
+            marks=pytest.mark.xfail(strict=True, reason="another preset's value counts"),
+        ),
+        ("modules/part.py", "LIMIT = 5", "LIMIT = 6", True),
+        ("modules/part.py", "x=1", "x=2", True),
+        pytest.param(
+            *("modules/part.py", "width: int = 3", "width: int = 4", True),
+            marks=pytest.mark.xfail(strict=True, reason="any class's defaults are left out"),
+        ),
+        ("modules/deep.py", "1", "2", True),
+        ("utils/draw.py", "RED", "RED as red", False),
+        ("utils/colours.py", "1", "2", False),
+    ],
+)
+def test_values_of_hyperparameters_alone_do_not_count(
+    tmp_path, monkeypatch, path, old, new, counts
+):
+    """A run's own are in its configuration. Constants and defaults of any other code count, however
+    it is imported; what is imported only to draw does not."""
+    monkeypatch.setattr(identity, "ROOT", tmp_path)
+    for name, source in SMALL.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(re.sub("^        ", "", source, flags=re.M))
+    before = version(tmp_path, "script.py")
+    with edited(lambda source: source.replace(old, new), tmp_path / path):
+        assert (version(tmp_path, "script.py") != before) == counts
