@@ -5,7 +5,7 @@
     python benchmarks/sweeps.py --preset paper
 
 Each experiment is a list of runs of task_align.py and task_avqa.py, the same clips and seeds on
-every side (benchmarks/experiments.py). Several run at a time; finished ones are skipped, so an
+every side (benchmarks/experiments/). Several run at a time; finished ones are skipped, so an
 interrupted sweep goes on where it stopped. Leaves the runs in checkpoint/sweeps/PRESET/, numbers
 in imgs/results.json, figures beside it, and the page imgs/README.md that shows them.
 """

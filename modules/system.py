@@ -92,6 +92,10 @@ class System(nn.Module):
         return {"visual": self.img_tx, "audio": self.audio_tx}
 
     @property
+    def receivers(self) -> dict[str, nn.Module]:
+        return {"visual": self.img_receiver, "audio": self.audio_receiver}
+
+    @property
     def lora(self) -> nn.Module | None:
         """The language model that holds LoRA weights, if stage 2 added them."""
         model = self.foundation.language_model
@@ -137,11 +141,8 @@ class System(nn.Module):
         Returns:
             (batch, special + length, hidden).
         """
-        send, receiver = {
-            "visual": (self.img_tx, self.img_receiver),
-            "audio": (self.audio_tx, self.audio_receiver),
-        }[kind]
-        return receiver(self.channel(send(encoded), snr_db, mask, noise))
+        sent = self.transmitters[kind](encoded)  # (batch, special + length, hidden)
+        return self.receivers[kind](self.channel(sent, snr_db, mask, noise))
 
     def receive_text(
         self,
@@ -215,8 +216,8 @@ class Answering(nn.Module):
 
     def __init__(self, system: System, config: Any, end_id: int):
         super().__init__()
-        known, asked = {*MEDIA}, config.modalities
-        if asked != ["none"] and not set(asked) <= known:
+        asked = config.modalities
+        if asked != ["none"] and not set(asked) <= {*MEDIA}:
             raise ValueError(
                 f"modalities {' '.join(asked)}: choose from {', '.join(MEDIA)}, or none alone"
             )

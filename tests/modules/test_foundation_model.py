@@ -226,39 +226,26 @@ def test_generate_is_greedy_whatever_the_model_folder_says():
     assert torch.equal(model.generate(*read, NEVER, max_new_tokens=6), expected)
 
 
-@pytest.mark.parametrize("rank", [1, 4])
+@pytest.mark.parametrize("rank", [0, 1, 4])
 def test_lora_adds_q_and_v_alone(rank):
-    """LoRA adds a pair of matrices to each q_proj and v_proj, and those alone are trained."""
+    """LoRA adds a pair of matrices to each q_proj and v_proj, and those alone are trained: alpha /
+    rank times their product, with the asked dropout. Rank 0 leaves the model as it is."""
     model = base_model()
-    before = sum(p.numel() for p in model.parameters())
-    assert not any(p.requires_grad for p in model.parameters())
+    before = dict(model.named_parameters())
+    assert not any(p.requires_grad for p in before.values())
     loss = model.answer_loss(*example(model))
     model.add_lora(rank, 16, 0.1, TARGETS)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert len(trained) == LAYERS * 2 * 2
     assert all("lora_" in name and name.split(".lora_")[0][-6:] in TARGETS for name in trained)
     added = LAYERS * rank * ((HIDDEN + HIDDEN) + (HIDDEN + HIDDEN // 2))  # 4 query, 2 value heads
     assert sum(p.numel() for p in trained.values()) == added
-    assert sum(p.numel() for p in model.parameters()) == before + added
-    torch.testing.assert_close(model.eval().answer_loss(*example(model)), loss)
-
-
-def test_lora_scale_and_dropout_are_the_asked_ones():
-    """The update is alpha / rank times the product, with dropout in training alone."""
-    model = base_model()
-    model.add_lora(4, 16, 0.1, TARGETS)
+    assert sum(1 for _ in model.parameters()) == len(before) + len(trained)
     layers = [m for m in model.modules() if hasattr(m, "lora_A")]
-    assert all(m.scaling["default"] == 4.0 and m.lora_dropout["default"].p == 0.1 for m in layers)
-    assert len(layers) == 2 * LAYERS
-
-
-def test_rank_0_adds_nothing():
-    """Rank 0 leaves the model as it is, without trainable weights."""
-    model = base_model()
-    before = [name for name, _ in model.named_parameters()]
-    model.add_lora(0, 16, 0.1, TARGETS)
-    assert [name for name, _ in model.named_parameters()] == before
-    assert not any(p.requires_grad for p in model.parameters())
+    assert len(trained) == 2 * len(layers) == (4 * LAYERS if rank else 0)
+    for layer in layers:
+        assert layer.scaling["default"] == 16 / rank and layer.lora_dropout["default"].p == 0.1
+    assert rank or [name for name, _ in model.named_parameters()] == [*before]
+    torch.testing.assert_close(model.eval().answer_loss(*example(model)), loss)
 
 
 def test_training_leaves_the_base_weights():
@@ -277,13 +264,12 @@ def test_training_leaves_the_base_weights():
             assert torch.equal(weight, before[name]) and weight.grad is None, name
 
 
-@pytest.mark.parametrize("rank", [0, 4])
-def test_half_precision_model_reads_full_precision_tokens(rank):
-    """A foundation model in bfloat16 reads float32 tokens, as in the paper preset."""
-    expected = base_model()
+@MODELS
+def test_half_precision_base_with_full_precision_tokens_and_lora(make):
+    """A foundation model in bfloat16 reads float32 tokens, as in the paper preset, and gets no
+    gradient; LoRA on it is trained in float32."""
+    expected, model = make(), make(dtype=torch.bfloat16)
     loss = expected.answer_loss(*example(expected)).item()
-    model = base_model(dtype=torch.bfloat16)
-    model.add_lora(rank, 16, 0.0, TARGETS)
     received, *rest = example(model)
     received = received.detach().float().requires_grad_()
     found = model.answer_loss(received, *rest)
@@ -291,14 +277,6 @@ def test_half_precision_model_reads_full_precision_tokens(rank):
     assert found.dtype == torch.float32 and found.item() == pytest.approx(loss, rel=0.05)
     assert received.grad.dtype == torch.float32 and received.grad.isfinite().all()
     assert len(model.generate(received.detach(), rest[0], END)) == len(QUESTIONS)
-
-
-def test_half_precision_base_with_full_precision_lora():
-    """LoRA is trained in float32 on a base that stays in bfloat16 and gets no gradient."""
-    model = lora_model(dtype=torch.bfloat16).train()
-    loss = model.answer_loss(*example(model))
-    loss.backward()
-    assert loss.dtype == torch.float32 and loss.isfinite()
     for name, weight in model.named_parameters():
         if "lora_" in name:
             assert weight.dtype == weight.grad.dtype == torch.float32 and weight.grad.any(), name

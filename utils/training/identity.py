@@ -37,15 +37,13 @@ def imported(tree: ast.Module) -> Iterator[str]:
             yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
 
 
-def without_values(tree: ast.Module, script: bool) -> ast.Module:
-    """The file without the values of hyperparameters: dataclass fields, a script's constants."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef):
-            for part in node.body:
-                if isinstance(part, ast.AnnAssign):
-                    part.value = None
-    if script:
-        tree.body = [node for node in tree.body if not isinstance(node, ast.Assign)]
+def without_values(tree: ast.Module) -> ast.Module:
+    """A file of hyperparameters without their values: dataclass fields and presets."""
+    for node in tree.body:
+        for part in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(part, ast.AnnAssign):
+                part.value = None
+    tree.body = [node for node in tree.body if not isinstance(node, ast.Assign)]
     return tree
 
 
@@ -63,7 +61,9 @@ def code_version(script: Path) -> str:
         if path != script and DRAWING & {name.split(".")[0] for name in names}:
             code[path] = ""
             continue
-        code[path] = ast.dump(without_values(tree, script=path == script))
+        if path in (script, ROOT / "utils/config.py"):
+            tree = without_values(tree)
+        code[path] = ast.dump(tree)
         waiting += [ROOT / f"{name.replace('.', '/')}.py" for name in names]
     return hashlib.sha256("".join(sorted(code.values())).encode()).hexdigest()
 

@@ -69,6 +69,7 @@ class Run:
         c, accelerator = self.config, self.accelerator
         self.clips = clips
         self.about = {"task": self.task, "config": plain(c), "models": models_used(c)}
+        self.about["code"] = code_of(c)  # which may be edited while the run is under way
         if hasattr(c, "init"):
             self.about["init_sha256"] = sha256(c.init)
         self.states = States(self.log.path(".resume"), c, self.about, accelerator)
@@ -193,7 +194,7 @@ class Run:
             "seconds": time.time() - log.began,
             "saving_seconds": self.states.seconds,
             "peak_rss_mb": peak_rss_mb(),
-            "code": code_of(c),
+            "code": self.about["code"],
             "checkpoint_sha256": sha256(log.path(".pth")),
         }
         if "init_sha256" in self.about:

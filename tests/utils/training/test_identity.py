@@ -167,16 +167,10 @@ SMALL = {
         ("script.py", "0.1", "0.2", False),
         ("script.py", '"mini"', '"paper"', False),
         ("utils/config.py", "512", "256", False),
-        pytest.param(
-            *("utils/config.py", "1024", "2048", False),
-            marks=pytest.mark.xfail(strict=True, reason="another preset's value counts"),
-        ),
+        ("utils/config.py", "1024", "2048", False),
         ("modules/part.py", "LIMIT = 5", "LIMIT = 6", True),
         ("modules/part.py", "x=1", "x=2", True),
-        pytest.param(
-            *("modules/part.py", "width: int = 3", "width: int = 4", True),
-            marks=pytest.mark.xfail(strict=True, reason="any class's defaults are left out"),
-        ),
+        ("modules/part.py", "width: int = 3", "width: int = 4", True),
         ("modules/deep.py", "1", "2", True),
         ("utils/draw.py", "RED", "RED as red", False),
         ("utils/colours.py", "1", "2", False),
