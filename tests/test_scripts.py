@@ -1,4 +1,5 @@
-"""The task scripts as a user runs them, on a very small mini world."""
+"""The task scripts as a user runs them, on a very small mini world; most in this process, which has
+imported what they need, some in one of their own."""
 
 import csv
 import json
@@ -15,6 +16,7 @@ from tests.helpers.scripts import ROOT, apart, here, places, refused, until
 
 TYPES = 9
 ALIGN = ("--steps", 6, "--batch", 8, "--validate_every", 3, "--workers", 0)
+ANSWER = ("--steps", 4, "--batch", 8, "--test_snr_db", -6, 12, "inf", "--workers", 1)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,13 @@ def folder(mini_world):
 
 @pytest.fixture(scope="module")
 def aligned(folder):
-    return apart("task_align.py", *places("task_align.py", folder), *ALIGN)
+    return here("task_align.py", *places("task_align.py", folder), *ALIGN)
+
+
+@pytest.fixture(scope="module")
+def again(folder, aligned):
+    flags = (*ALIGN, "--figures", "none", "--name", "again")
+    return apart("task_align.py", *places("task_align.py", folder), *flags)
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +43,17 @@ def start(folder, aligned):
 
 @pytest.fixture(scope="module")
 def answered(folder, start):
-    flags = (*start, "--steps", 4, "--batch", 8, "--test_snr_db", -6, 12, "inf")
-    return apart("task_avqa.py", *places("task_avqa.py", folder), *flags)
+    return here("task_avqa.py", *places("task_avqa.py", folder), *start, *ANSWER)
 
 
 def align(folder: Path, *flags, ok: bool = True):
     """Stage 1 as `aligned`, but for `flags`, and without figures."""
     common = (*places("task_align.py", folder), *ALIGN, "--figures", "none")
     return here("task_align.py", *common, *flags, ok=ok)
+
+
+def losses(folder: Path) -> str:
+    return (folder / "checkpoint/align-mini-tau0.07.csv").read_text()
 
 
 def test_stage_1_leaves_what_it_promises(folder, aligned):
@@ -101,21 +112,17 @@ def test_stage_2_starts_where_stage_1_ended_and_trains_exactly_its_parts(folder,
             assert 0 < moved < 0.5, (part, key)
 
 
-def test_a_second_run_repeats_the_first_from_the_cache(folder, aligned):
-    """Same seed, same losses to the last digit; no clip is encoded again."""
-    again = align(folder, "--name", "again")
+def test_a_second_run_repeats_the_first_from_the_cache(folder, again):
+    """Same seed, same losses to the last digit, in a process of its own as in one that ran other
+    things before; no clip is encoded again."""
     assert (folder / "checkpoint/again.csv").read_text() == losses(folder)
     assert "encoding" not in again.stderr and "writing videos" not in again.stderr
 
 
-def losses(folder: Path) -> str:
-    return (folder / "checkpoint/align-mini-tau0.07.csv").read_text()
-
-
-def test_a_finished_run_is_not_repeated(folder, aligned, answered, start):
-    """Asked to go on, it says so, whether a process of its own or another program asks."""
-    flags = ("--steps", 4, "--batch", 8, "--test_snr_db", -6, 12, "inf", *start)
-    for script, same in (("task_align.py", ALIGN), ("task_avqa.py", flags)):
+def test_a_finished_run_is_not_repeated(folder, again, answered, start):
+    """Asked to go on, it says so, whoever had run it."""
+    runs = {"task_align.py": (*ALIGN, "--name", "again"), "task_avqa.py": (*start, *ANSWER)}
+    for script, same in runs.items():
         done = here(script, *places(script, folder), *same, "--resume", "true")
         assert "finished before" in done.stdout and "look at" not in done.stdout
 
@@ -141,7 +148,7 @@ def test_stage_2_with_one_modality_over_a_range_of_snr(folder, start):
     flags = ("--steps", 2, "--batch", 8, "--question_only", "false", "--test_snr_db", -6)
     flags += ("--modalities", "visual", "--snr-range", -6, 12, "--question-snr-db", "inf")
     flags += ("--name", "part/robust", *start, "--figures", "none")
-    done = here("task_avqa.py", *places("task_avqa.py", folder), *flags)
+    done = apart("task_avqa.py", *places("task_avqa.py", folder), *flags)
     metrics = json.loads((folder / "checkpoint/part/robust.json").read_text())
     assert metrics["config"]["modalities"] == ["visual"]
     assert metrics["config"]["snr_range"] == [-6, 12]
@@ -223,7 +230,8 @@ def test_a_channel_without_noise_and_a_batch_of_one(folder, aligned):
 
 
 NETWORK = (
-    *("--steps", 2, "--lengths", 1, 2, 4, "--reference_length", 2, "--link_length", 4),
+    *("--users", 4, "--steps", 2, "--lengths", 1, 2, 4),
+    *("--reference_length", 2, "--link_length", 4),
     *("--drops", 4, "--instances", 2, "--repeats", 1, "--user_counts", 2, 4),
     *("--weights", 0.1, 0.9, "--link_snr_db", -9, 18),
 )

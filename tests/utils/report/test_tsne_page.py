@@ -280,6 +280,7 @@ def test_hovering_shows_the_clip(opened, modality):
         places = opened.places()
         own = [places[clip + i * CLIPS] for i in range(3)]
         assert places[3 * CLIPS :] == own and opened.lines() == 2 * CLIPS + 2
+    opened.page.locator("#model").hover()  # left there, the mouse would find another point under it
     opened.page.select_option("#model", label="tau <0.03>")
     places = opened.places()  # the marks follow the clip to another model
     assert places[3 * CLIPS :] == [places[3 + i * CLIPS] for i in range(3)]
