@@ -7,6 +7,8 @@ against each clip's caption (VALOR-32K) plus text reconstruction. arXiv 2505.078
     python task_align.py --temperature 0.03     every field below, and of StageConfig, is a flag
 """
 
+import utils.machine  # noqa: F401, I001  before torch, which reads how its threads wait
+
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +22,7 @@ from utils.data.datasets import read_valor
 from utils.data.encoding import load_clips
 from utils.data.models import build_system
 from utils.report.metrics import geometry, retrieval
-from utils.report.plots import loss_curve
+from utils.report.plots import draw_all, loss_curve
 from utils.report.tsne import side_by_side
 from utils.training.run import Run
 
@@ -33,7 +35,7 @@ class Config(StageConfig):
     tokens, channel and folders stand in StageConfig (utils/config.py)."""
 
     seed: int = 3407  # paper: 3407
-    data: str = "datasets/mini/VALOR"  # folder of the data set; paper: datasets/VALOR
+    data: str = "datasets/mini/VALOR"  # folder; mini: only its own; paper: datasets/VALOR
     mini_clips: list[int] = values(1600, 128, 160)  # of the mini world: train, val, test
     caption_tokens: int = 256  # captions are cut there; paper: 256
     snr_db: float = 10.0  # dB, training and evaluation; paper: 10
@@ -58,6 +60,8 @@ PRESETS = {
 
 
 def main(config: Config) -> dict | None:
+    if config.batch == 1:
+        raise ValueError("--batch 1: must be 2 or more, as a clip is told apart from the others")
     run = Run("align", config, f"align-{config.preset}-tau{config.temperature:g}")
     if run.finished:
         return run.finished
@@ -66,6 +70,8 @@ def main(config: Config) -> dict | None:
     # Frozen encoders and language model, trained projections and receivers; each clip encoded once.
     system, processors = build_system(config)
     clips = load_clips(config, read_valor, system, processors.readers, run.accelerator)
+    if len(clips["train"]) < 2:
+        raise ValueError(f"{config.data}: one clip to train on; alignment tells apart 2 or more")
     collate = Collate(processors.tokenizer, config.caption_tokens)
     model, loaders = run.prepare(Alignment(system, config), clips, collate, config.batch)
 
@@ -126,10 +132,13 @@ def draw(run: Run, before: dict, after: dict, ids: list[str], stem: str, shown: 
         for when, features in (("before", before), ("after", after))
     }
     title = f"t-SNE of {min(shown, len(ids))} held-out clips at {run.config.snr_db:g} dB"
-    return [
-        loss_curve(run.log.rows, run.validation, keys, f"{stem}-loss.png", "alignment"),
-        side_by_side(columns, ids[:shown], run.config.seed, f"{stem}-tsne.png", title),
-    ]
+    losses = (run.log.rows, run.validation, keys)
+    return draw_all({
+        f"{stem}-loss.png": partial(loss_curve, *losses, title="alignment"),
+        f"{stem}-tsne.png": partial(
+            side_by_side, columns, ids[:shown], run.config.seed, title=title
+        ),
+    })  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -7,6 +7,10 @@ whole vocabulary and without a classification head. arXiv 2505.07841.
     python task_avqa.py --init none             start unaligned
 """
 
+import utils.machine  # noqa: F401, I001  before torch, which reads how its threads wait
+
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,15 +18,16 @@ import torch
 from tqdm import tqdm
 
 from modules.system import Answering
-from utils.checkpoints import load_parts, require
+from utils.checkpoints import CheckpointError, load_parts, require
 from utils.config import PAPER, StageConfig, run_script, values
-from utils.data.clips import Collate
+from utils.data.clips import Collate, answer_limit
 from utils.data.datasets import read_music_avqa
 from utils.data.encoding import load_clips
 from utils.data.models import build_system
 from utils.report.avqa import draw, print_accuracies, scores
+from utils.training.beside import beside
 from utils.training.identity import finished
-from utils.training.processes import agree
+from utils.training.processes import agree, own_rows
 from utils.training.run import Run
 
 PRESET = "mini"  # "mini" (embedded world, any machine) or "paper"; edit here, or say --preset
@@ -35,7 +40,7 @@ class Config(StageConfig):
 
     init: str = "checkpoint/align-mini-tau0.07.pth"  # stage 1's checkpoint, or none
     seed: int = 1111  # paper: 1111
-    data: str = "datasets/mini/MUSIC-AVQA"  # folder of the data set; paper: datasets/MUSIC-AVQA
+    data: str = "datasets/mini/MUSIC-AVQA"  # folder; mini: only its own; paper: datasets/MUSIC-AVQA
     mini_clips: list[int] = values(1200, 96, 256)  # of the mini world: train, val, test
     token_lengths: list[int] = values()  # of which each training batch draws; empty: all tokens
 
@@ -61,7 +66,7 @@ class Config(StageConfig):
 
     # Test
     question_only: bool = True  # also run the blind baseline: the same with --modalities none
-    answer_tokens: int = 8  # most tokens of a generated answer
+    answer_tokens: int = 8  # most tokens of a generated answer, or those of the longest true one
     test_batch: int = 256  # questions a generation call; paper preset: 32
 
 
@@ -93,8 +98,10 @@ def main(config: Config) -> dict | None:
     if config.init != "none":
         load_parts(config.init, model.system.transceivers, preset=config.preset)
     clips = load_clips(config, read_music_avqa, model.system, processors.readers, run.accelerator)
+    model.answer_tokens = answer_limit(clips, processors.tokenizer, config.answer_tokens, run.say)
     collate = Collate(processors.tokenizer)
     model, loaders = run.prepare(model, clips, collate, config.test_batch)
+    baseline = question_only(config, run)
 
     for step, batch in run.batches(loaders["train"], "fine-tuning"):
         loss = model(batch, run.noise)  # of the answers' tokens, and of nothing else
@@ -106,10 +113,10 @@ def main(config: Config) -> dict | None:
     # The test split is read here, once, after every choice was made.
     write = partial(answers, model, loaders["test"], processors.tokenizer, run)
     said = {snr_db: write(snr_db) for snr_db in sorted({*config.test_snr_db, config.snr_db})}
-    baseline = question_only(config)
+    blind = baseline()
     if not run.is_main:
         return None
-    found = scores(config, clips, said, baseline)
+    found = scores(config, clips, said, blind)
     print_accuracies(found)
     return run.finish(found, partial(draw, run, found, said[config.snr_db]))
 
@@ -135,6 +142,7 @@ def validation_loss(model, loader, run: Run) -> float:
     noise, losses, tokens = run.fresh_noise(), [], []
     model.eval()
     for batch in loader:
+        batch.answer_mask[own_rows(len(batch.rows), run.accelerator) :] = False  # each row once
         losses.append(model(batch, noise))
         tokens.append(run.accelerator.reduce(batch.answer_mask.sum()))
     model.train()
@@ -155,13 +163,26 @@ def answers(model, loader, tokenizer, run: Run, snr_db: float) -> list[str]:
     return said
 
 
-def question_only(config: Config) -> dict | None:
-    """The metrics of the blind baseline, a run of its own: noise in place of picture and sound."""
+def question_only(config: Config, run: Run) -> Callable[[], dict | None]:
+    """What gives the metrics of the blind baseline on the same data, a run of its own with noise in
+    place of picture and sound. On the CPU it trains beside this one: the second core of a pair
+    brings more to another run than to the same one."""
     if not config.question_only or config.modalities == ["none"]:
-        return None
+        return lambda: None
     blind = replace(config, modalities=["none"], question_only=False, test_snr_db=[])
     blind = replace(blind, name=f"{config.name}-question-only", figures="none")
-    return agree(finished(blind)) or main(blind)
+    if run.accelerator.num_processes == 1 and run.accelerator.device.type == "cpu":
+        return beside("task_avqa", blind, run.data)
+    return partial(afterwards, blind, run.data)
+
+
+def afterwards(config: Config, data: dict) -> dict | None:
+    """The metrics of a run on these data, which is not repeated if it has ended well before."""
+    if found := agree(finished(config, data)):
+        return found
+    with suppress(CheckpointError):  # a saved state of other data, or of other code
+        return main(config)
+    return main(replace(config, resume=False))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ loss), compared with simpler splits, and tested by answering. After arXiv 2505.0
     python task_network.py --weight 0.1         accuracy before latency
 """
 
+import utils.machine  # noqa: F401, I001  before torch, which reads how its threads wait
+
 import json
 import time
 from dataclasses import dataclass, replace
@@ -16,9 +18,10 @@ import task_avqa
 from modules.channel import Channel
 from utils.checkpoints import load_parts
 from utils.config import plain, run_script, values
+from utils.data.clips import answer_limit
 from utils.data.datasets import read_music_avqa
 from utils.data.encoding import load_clips
-from utils.files import write_whole
+from utils.files import shipped, write_whole
 from utils.network import experiments, plots
 from utils.network.answers import Answers, measure_lengths
 from utils.network.study import Study, check, fit, fit_sweep
@@ -116,7 +119,7 @@ def main(config: Config) -> dict:
     # What tokens bring: validation loss at measured lengths, and a monotone curve through it.
     points = measure_lengths(config, model, clips["val"], tokenizer)
     curves = {"measured": fit(points)}
-    if Path(config.sweep).is_file():
+    if shipped(config.sweep).is_file():
         curves["sweep"] = fit_sweep(config.sweep)
     for kind, fitted in curves.items():
         print(f"loss curve, {kind}: {fitted}")
@@ -176,6 +179,7 @@ def trained_model(stage_2: task_avqa.Config):
     system = model.system
     load_parts(Path(stage_2.out) / f"{stage_2.name}.pth", system.transceivers, system.lora)
     clips = load_clips(stage_2, read_music_avqa, system, processors.readers, accelerator)
+    model.answer_tokens = answer_limit(clips, processors.tokenizer, stage_2.answer_tokens)
     return model.to(accelerator.device).eval(), clips, processors.tokenizer
 
 

@@ -1,34 +1,40 @@
 """What clips, steps and logits cost: `python benchmarks/efficiency.py`, some 25 minutes on 2 cores.
 
+`--only contended` measures again how steps fare beside other work, and keeps the rest.
+
 Everything is measured in one run, each measurement in a process of its own so that its peak memory
 is its own, on models of the published sizes with random weights (benchmarks/full_size.py). The
 language model of the comparisons has 42 M parameters and the real vocabulary. Prints tables, writes
 benchmarks/efficiency.json and imgs/efficiency.png.
 """
 
+import argparse
 import json
-import os
 import platform
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
-from matplotlib import pyplot as plt  # noqa: E402
 
 from benchmarks import full_size, measure  # noqa: E402
 from benchmarks.measure import BATCH, alone  # noqa: E402
+from utils.machine import cores  # noqa: E402
+from utils.report.plots import draw_all  # noqa: E402
 
+WRITTEN = ROOT / "benchmarks" / "efficiency.json"
 VALOR_32K = 32_318  # clips of the published annotations
 
 
 def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"CPU, {len(os.sched_getaffinity(0))} cores ({platform.machine()})"
+    return f"CPU, {len(cores())} cores ({platform.machine()})"
 
 
 def say(text: str) -> None:
@@ -107,6 +113,15 @@ def costs() -> dict:
     }
 
 
+def contended() -> dict:
+    """Steps a second of the mini preset on two cores, alone and beside four busy loops."""
+    found = {}
+    for stage in ("stage1", "stage2"):
+        say(f"{stage}: alone, then beside four busy loops")
+        found[stage] = alone(measure.beside_busy_loops, stage)
+    return {**found["stage2"], "stage1": found["stage1"], "commit": measure.commit()}
+
+
 def tables(result: dict) -> str:
     """The figures in Markdown, as the README shows them."""
     rows = [
@@ -145,10 +160,28 @@ def tables(result: dict) -> str:
         rows.append(row.format(size, percent=100 * r["peak_fraction"], where=where, **r))
     gb = "The cache of VALOR-32K: {estimated:.2f} GB as announced, {from_files:.2f} GB by the size "
     rows += ["", gb.format(**result["valor_32k_cache_gb"]) + "of files on disk."]
+    rows += ["", "| mini preset on two cores, steps a second | alone | beside four busy loops | of "
+             "alone |", "|---|---|---|---|"]  # fmt: skip
+    beside = result["contended"]
+    for name, r in (("stage 1", beside["stage1"]), ("stage 2", beside)):
+        one, other = r["alone_steps_per_s"], r["contended_steps_per_s"]
+        rows.append(f"| {name} | {one:.1f} | {other:.1f} | {other / one:.2f} |")
     return "\n".join(rows)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=["contended"])
+    if parser.parse_args().only:
+        result = json.loads(WRITTEN.read_text()) | {"contended": contended()}
+    else:
+        result = measure_all()
+        draw_all({str(ROOT / "imgs" / "efficiency.png"): partial(draw, result)})
+    WRITTEN.write_text(json.dumps(result, indent=2) + "\n")
+    print(tables(result))
+
+
+def measure_all() -> dict:
     peak = alone(measure.matmul_peak)["gflops"]
     result = {"device": device_name(), "matmul_peak_gflops": peak}
     with tempfile.TemporaryDirectory() as temporary:
@@ -165,12 +198,11 @@ def main() -> None:
     result["answer_only_logits"] = {**heads["300"], "by_tokens": heads}
     result["stage2"] |= rates(peak)
     result["cost"] = costs()
-    (ROOT / "benchmarks" / "efficiency.json").write_text(json.dumps(result, indent=2) + "\n")
-    draw(result, ROOT / "imgs" / "efficiency.png")
-    print(tables(result))
+    result["contended"] = contended()
+    return result | {"commit": measure.commit()}
 
 
-def draw(result: dict, path: Path) -> None:
+def draw(result: dict, path: str) -> None:
     """Clips a second, memory of the head, and how costs grow."""
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.4), layout="constrained")
     stages = [result["stage1"], result["stage2"]]

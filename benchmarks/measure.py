@@ -1,8 +1,9 @@
 """The measurements of benchmarks/efficiency.py, each a function run in a process of its own."""
 
 import math
-import os
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections import Counter
@@ -31,9 +32,12 @@ from utils.data.datasets import read_music_avqa, read_valor
 from utils.data.encoding import load_clips
 from utils.data.features import clip_bytes
 from utils.data.models import Processors, build_system
+from utils.machine import cores, end_with_parent, take_cores
+from utils.training.log import peak_rss_mb
 from utils.training.processes import start
 
 BATCH = 4  # clips of the comparison with encoding at every step
+STATUS = Path("/proc/self/status")  # Linux
 READ = {"stage1": read_valor, "stage2": read_music_avqa}  # each stage's annotations
 
 
@@ -65,34 +69,45 @@ def seconds(run: Callable, least: float = 2.0, times: int = 3) -> float:
 
 def peak_gb() -> float:
     """The most memory since `reset_peak`, or since the start: of the accelerator if there is one,
-    else resident in this process (Linux)."""
+    else resident in this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
+    if not STATUS.exists():
+        return peak_rss_mb() * 1024**2 / 1e9
+    return int(STATUS.read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 
 
 def reset_peak() -> None:
-    """Forget the peak so far: from here it is what is held now."""
+    """Forget the peak so far: from here it is what is held now. (Resident memory: Linux alone.)"""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")
+    elif STATUS.exists():
+        STATUS.with_name("clear_refs").write_text("5")
 
 
 def alone(function: Callable, *args) -> dict:
     """The function's figures and its peak memory, measured in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as pool:
         return pool.submit(_measured, function, args).result()
 
 
 def _measured(function: Callable, args: tuple) -> dict:
     warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by an old name
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(len(cores()))
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32, as in the scripts
     torch.manual_seed(0)
     return {**function(*args), "peak_gb": peak_gb()}
+
+
+def commit() -> str:
+    """The commit that is measured; what was changed since is told by a plus sign."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    head, changed = (
+        subprocess.run([*git, *what], capture_output=True, text=True, check=True).stdout.strip()
+        for what in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "-uno"))
+    )
+    return head + ("+" if changed else "")
 
 
 def matmul_peak(dtype: torch.dtype = torch.float32) -> dict:
@@ -178,8 +193,8 @@ def encode_every_step(folder: Path, stage: str) -> dict:
             tokens = []
             for kind, tx in model.system.transmitters.items():
                 reader = processors.readers[kind]
-                inputs = reader(reader.path(root, row.video_id)).to(device())
-                tokens.append(tx.encode(inputs, [len(inputs)])[0])
+                inputs, windows = reader(reader.path(root, row.video_id))
+                tokens.append(tx.encode(inputs.to(device()), windows and [windows])[0])
             items.append((*tokens, row))
         take(model, optimizer, collate(items).to(device()), loss)
 
@@ -353,3 +368,38 @@ def stage_2_step(size: str, batch: int, tokens: int, split: bool = False) -> dic
     flops = step_flops(model, made)
     found = {"seconds": taken, "gflop": flops / 1e9, "gflops": flops / taken / 1e9}
     return {**found, "time_share": time_share(step)} if split else found
+
+
+# Steps beside other work.
+
+
+def beside_busy_loops(stage: str) -> dict:
+    """Steps a second of the mini preset on two cores, alone and beside four busy loops. Threads are
+    as in the scripts: stage 1 has both cores, stage 2 leaves one to its blind baseline."""
+    take_cores(cores()[:2])
+    torch.set_num_threads(2 if stage == "stage1" else 1)
+    if stage == "stage1":
+        config = task_align.PRESETS["mini"]
+        model = Alignment(build_system(config)[0], config)
+        optimizer = AdamW(model.system.trainable(), lr=1e-4)
+    else:
+        model, optimizer = stage_2("mini", tokens=8)
+    step = partial(take, model, optimizer, random_batch(model.system, 64))
+    found = {"alone_steps_per_s": steps_per_s(step, least=5)}
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        found["contended_steps_per_s"] = steps_per_s(step, least=30)
+    finally:
+        for loop in loops:
+            loop.kill()
+    return found
+
+
+def steps_per_s(step: Callable, least: float) -> float:
+    """The mean over so many seconds: the slowest steps count as much as they last."""
+    step()
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() < began + least:
+        step()
+        count += 1
+    return count / (time.perf_counter() - began)

@@ -13,6 +13,9 @@ import task_avqa
 from benchmarks import full_size
 from benchmarks.experiments import page
 from modules.system import Alignment, Answering, Batch, System
+from modules.token_transmitter import Windows
+from utils.data.media import patch_starts
+from utils.files import shipped
 
 # The published models' configurations, as far as they decide a shape. Layers are cut to one: a
 # layer changes no shape.
@@ -28,7 +31,7 @@ def mini_configs() -> dict:
     """The shipped models' configurations."""
     c = task_align.PRESETS["mini"]
     folders = {"visual": c.visual_encoder, "audio": c.audio_encoder, "language": c.foundation_model}
-    return {kind: AutoConfig.from_pretrained(folder) for kind, folder in folders.items()}
+    return {kind: AutoConfig.from_pretrained(shipped(folder)) for kind, folder in folders.items()}
 
 
 def encoders_of(models: dict) -> dict:
@@ -55,7 +58,7 @@ def media_batch(models: dict, config, text: int) -> Batch:
         answer_ids=answer,
         answer_mask=answer == 0,
         rows=[],
-        windows=clips * [1],
+        windows=clips * [Windows(torch.tensor([1]), torch.arange(len(patch_starts(a))))],
     )
 
 

@@ -98,13 +98,13 @@ def main(config: Config) -> dict:
         ran = sum(finished(run.config) is None for run in part)
         metrics = run_all(part, config.jobs, name)
         results |= EXPERIMENTS[name].results(plan, metrics)
-        for figure in EXPERIMENTS[name].draw(plan, metrics, results, figures):
-            print(figure)
         cost = {"command": command(name, config), "runs": len(part), "ran": ran}
         cost |= {"minutes": (time.time() - began) / 60, "jobs": jobs_at_a_time(config.jobs)}
         if ran or name not in results["cost"]:  # else it stands as it was measured
             results["cost"][name] = cost
         write_whole(figures / "results.json", json.dumps(results, indent=1) + "\n")
+        for figure in EXPERIMENTS[name].draw(plan, metrics, results, figures):
+            print(figure)
         began = time.time()
     sections = [EXPERIMENTS[n].page(results) for n in EXPERIMENTS if n in results["cost"]]
     print(write_page(figures / "README.md", results, sections))

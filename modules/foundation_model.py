@@ -7,7 +7,8 @@ from torch.nn.functional import cross_entropy
 
 from modules.losses import ratio
 
-PROMPT = "Question: {question} Answer:"
+PROMPT_END = " Answer:"
+PROMPT = "Question: {question}" + PROMPT_END
 IGNORED = -100  # a target that costs nothing
 
 

@@ -19,7 +19,7 @@ from modules.foundation_model import FoundationModel
 from modules.losses import info_nce, masked_mean, reconstruction
 from modules.token_compression import compress, compress_each
 from modules.token_receiver import RECEIVERS
-from modules.token_transmitter import TokenTransmitter
+from modules.token_transmitter import TokenTransmitter, Windows
 
 MEDIA = ("visual", "audio")
 
@@ -36,8 +36,8 @@ class Batch:
     answer_ids: Tensor | None  # (batch, answer tokens), end of text last
     answer_mask: Tensor | None
     rows: list  # the captions or questions themselves
-    # Without a cache `visual` and `audio` are encoder inputs, and this counts each clip's windows.
-    windows: list[int] | None = None
+    # Without a cache `visual` and `audio` are encoder inputs, the latter in each clip's windows.
+    windows: list[Windows] | None = None
 
     def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -72,6 +72,7 @@ class System(nn.Module):
         hidden, how = self.foundation.hidden, config.compression
         self.img_tx = TokenTransmitter(*encoders["visual"], hidden, config.visual_tokens, how)
         self.audio_tx = TokenTransmitter(*encoders["audio"], hidden, config.audio_tokens, how)
+        self.encode_batch = config.encode_batch
         self.channel = Channel(config.channel)
         self.training_snr = TrainingSNR(config.snr_db, config.snr_range)
 
@@ -112,8 +113,9 @@ class System(nn.Module):
         """The batch with encoder tokens; in a run without a cache they are computed here."""
         if batch.windows is None:
             return batch
-        visual = self.img_tx.encode(batch.visual)  # (batch, 1 + length, encoder width)
-        audio = self.audio_tx.encode(batch.audio, batch.windows)  # (batch, 2 + length, width)
+        # (batch, special + length, encoder width)
+        visual = self.img_tx.encode(batch.visual, rows=self.encode_batch)
+        audio = self.audio_tx.encode(batch.audio, batch.windows, self.encode_batch)
         return replace(batch, visual=visual, audio=audio, windows=None)
 
     def snr_db(self, clips: int, noise: torch.Generator | None) -> float | Tensor:
@@ -202,6 +204,13 @@ class Alignment(nn.Module):
         return {"loss": total, **losses}, features
 
 
+def check_modalities(asked: list[str]) -> None:
+    """ValueError for modalities that are not among `visual` and `audio`, or `none` alone."""
+    if asked != ["none"] and (not asked or not set(asked) <= {*MEDIA}):
+        named = " ".join(asked) or "(empty)"
+        raise ValueError(f"modalities {named}: choose from {', '.join(MEDIA)}, or none alone")
+
+
 class Answering(nn.Module):
     """Stage 2: the language model answers a question from the tokens that arrive.
 
@@ -211,17 +220,13 @@ class Answering(nn.Module):
         end_id: the end-of-text token.
 
     Raises:
-        ValueError: for modalities that are not among `visual` and `audio`, or `none` alone.
+        ValueError: as `check_modalities`.
     """
 
     def __init__(self, system: System, config: Any, end_id: int):
         super().__init__()
-        asked = config.modalities
-        if asked != ["none"] and not set(asked) <= {*MEDIA}:
-            raise ValueError(
-                f"modalities {' '.join(asked)}: choose from {', '.join(MEDIA)}, or none alone"
-            )
-        self.system, self.modalities = system, asked
+        check_modalities(config.modalities)
+        self.system, self.modalities = system, config.modalities
         self.question_snr_db, self.token_lengths = config.question_snr_db, config.token_lengths
         self.answer_tokens, self.end_id = config.answer_tokens, end_id
 

@@ -1,11 +1,21 @@
 """The token transmitter of a user device: frozen encoder, token compression, projection."""
 
 from copy import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from modules.token_compression import compress
+
+
+class Windows(NamedTuple):
+    """How much of the windows in which an encoder reads a clip is the clip itself: the last one is
+    filled up with padding."""
+
+    frames: Tensor  # (windows,), frames of the clip
+    # (kept,), the patch tokens that begin within the clip, counted through all of its windows
+    patches: Tensor
 
 
 class TokenTransmitter(nn.Module):
@@ -41,38 +51,55 @@ class TokenTransmitter(nn.Module):
             self.encoder.eval()  # a frozen encoder draws no dropout
         return self
 
-    def encode(self, inputs: Tensor, windows: list[int] | None = None) -> Tensor:
+    def encode(
+        self, inputs: Tensor, windows: list[Windows] | None = None, rows: int | None = None
+    ) -> Tensor:
         """Compressed encoder tokens, (clips, special + length, encoder width); arguments as
         `read`."""
-        return self.compress(self.read(inputs, windows))
+        return self.compress(self.read(inputs, windows, rows))
 
     def compress(self, clips: list[Tensor]) -> Tensor:
-        """What `read` gave, compressed and put together: (clips, special + length, width)."""
-        return torch.cat([compress(c, self.length, self.special, self.compression) for c in clips])
+        """What `read` gave, compressed and put together: (clips, special + length, width). A clip
+        of fewer patches than that has them repeated evenly."""
+        found = []
+        for tokens in clips:
+            patches = tokens.shape[1] - self.special
+            if patches < self.length:
+                even = torch.arange(self.length, device=tokens.device) * patches // self.length
+                special, rest = tokens.split([self.special, patches], dim=1)
+                tokens = torch.cat([special, rest[:, even]], dim=1)
+            found.append(compress(tokens, self.length, self.special, self.compression))
+        return torch.cat(found)
 
     @torch.no_grad()  # not inference_mode: `forward` trains on what this gives
-    def read(self, inputs: Tensor, windows: list[int] | None = None) -> list[Tensor]:
-        """All encoder tokens of whole clips, (clips, special + patches, encoder width); in parts
-        of one clip where clips have several windows, and so as many patches as they are long.
+    def read(
+        self, inputs: Tensor, windows: list[Windows] | None = None, rows: int | None = None
+    ) -> list[Tensor]:
+        """All encoder tokens of whole clips, (clips, special + patches, encoder width); one clip a
+        part where clips are read in windows, with as many patches as it is long.
 
         Args:
             inputs: what the encoder reads: ViViT (clips, frames, 3, height, width); AST
                 (windows, time, mel) with a clip's consecutive windows one after the other.
-            windows: how many rows of `inputs` each clip has; None for one a clip. The windows'
-                patch tokens are joined and their special tokens averaged before compression.
+            windows: of each clip; None for one row of `inputs` a clip. The windows' patch tokens
+                are joined, without those of padding, and their special tokens averaged in
+                proportion to the frames that are the clip's, before compression.
+            rows: of `inputs` an encoder call, at most; None for all.
 
         On an accelerator that has bfloat16 the encoder computes in it.
         """
         half = inputs.is_cuda and torch.cuda.is_bf16_supported()
         with torch.autocast("cuda", torch.bfloat16, enabled=half):
-            tokens = self.encoder(inputs).last_hidden_state  # (rows, special + patches, width)
-        tokens = tokens.float()
-        if windows is None or max(windows) == 1:
+            calls = inputs.split(rows or len(inputs))
+            # (rows, special + patches, width)
+            tokens = torch.cat([self.encoder(part).last_hidden_state.float() for part in calls])
+        if windows is None:
             return [tokens]
         clips = []
-        for clip in tokens.split(windows):  # (windows, special + patches, width)
-            special = clip[:, : self.special].mean(dim=0)
-            patches = clip[:, self.special :].flatten(0, 1)
+        for clip, of in zip(tokens.split([len(w.frames) for w in windows]), windows, strict=True):
+            weights = (of.frames / of.frames.sum()).to(clip)  # (windows,)
+            special = torch.einsum("w,wtd->td", weights, clip[:, : self.special])
+            patches = clip[:, self.special :].flatten(0, 1)[of.patches.to(clip.device)]
             clips.append(torch.cat([special, patches])[None])
         return clips
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import matplotlib
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from tests.helpers.scripts import ROOT, apart, here, refused
 from utils.checkpoints import load_checkpoint
 from utils.data.datasets import frames_path, wav_path
 from utils.data.models import build_system
+from utils.training.states import States
 
 pytestmark = pytest.mark.usefixtures("one_process")
 STAGES = pytest.mark.parametrize("stage", ["align", "avqa"])
@@ -199,6 +201,87 @@ def test_byte_order_marks_and_rows_that_come_twice_are_read(world, script, tmp_p
     script(stage, data, "--steps", 1)
     metrics = json.loads((tmp_path / "out" / f"{stage}.json").read_text())
     assert sum(file["rows"] for file in metrics["annotations"].values()) == rows == 23 + 3
+
+
+def cut_rows(path: Path) -> int:
+    """Leave all rows of an annotation file but one; how many that is."""
+    rows = json.loads(path.read_text())[1:]
+    path.write_text(json.dumps(rows))
+    return len(rows)
+
+
+@pytest.mark.slow
+def test_a_baseline_of_other_questions_is_made_anew(world, script, tmp_path):
+    """The model and the question-only baseline beside it answer the same questions; with the same
+    data and code the baseline is not made again."""
+    data = variant(world, tmp_path / "DATA")
+    script("avqa", data, "--question_only", "true")
+    baseline = tmp_path / "out/avqa-question-only.json"
+    before = baseline.stat().st_mtime_ns
+    script("avqa", data, "--question_only", "true")
+    assert baseline.stat().st_mtime_ns == before
+    rows = cut_rows(data / "annotations/avqa-test.json")
+    script("avqa", data, "--question_only", "true")
+    blind, model = (json.loads((tmp_path / "out" / f"{n}.json").read_text()) for n in
+                    ("avqa-question-only", "avqa"))  # fmt: skip
+    assert blind["accuracy"]["n"] == model["accuracy"]["n"] == rows
+    assert blind["annotations"] == model["annotations"]
+    assert model["baselines"]["question_only"] == blind["accuracy"]["overall"]
+    assert model["questions"]["test"] == {
+        **{"scored": rows, "without_media": 0, "deleted": 0, "contradicting": 0, "total": rows}
+    }
+
+
+@pytest.mark.slow
+def test_a_baseline_that_was_stopped_on_other_questions_is_made_anew(world, script, tmp_path):
+    """Its saved state is of no use then, and does not keep the model from its results."""
+    data = variant(world, tmp_path / "DATA")
+    flags = ("--question_only", "true", "--resume", "true")
+    script("avqa", data, *flags)
+    state, blind = tmp_path / "state", tmp_path / "out/avqa-question-only.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(States, "finish", lambda self: shutil.copytree(self.folder, state))
+        blind.unlink()
+        cut_rows(data / "annotations/avqa-val.json")
+        script("avqa", data, "--name", "other", *flags, "--question_only", "false")
+    shutil.copytree(state, tmp_path / "out/avqa-question-only.resume")
+    script("avqa", data, *flags)
+    assert json.loads(blind.read_text())["config"]["modalities"] == ["none"]
+
+
+def test_a_finished_run_on_other_captions_is_made_anew(world, script, tmp_path):
+    """Asked to go on after captions were removed, a run does not pass for finished."""
+    data = variant(world, tmp_path / "DATA")
+    script("align", data)
+    assert "finished before" in script("align", data, "--resume", "true").stdout
+    rows = cut_rows(data / "annotations/desc_train.json")
+    assert "finished before" not in script("align", data, "--resume", "true").stdout
+    assert json.loads((tmp_path / "out/align.json").read_text())["clips"]["train"] == rows
+
+
+def test_figures_cost_a_run_nothing(world, script, tmp_path, monkeypatch):
+    """A question with dollar signs, under a matplotlibrc that wants LaTeX, is drawn; a figure that
+    cannot be drawn is named and skipped. Results are there either way, and the run is finished."""
+    data, out = variant(world, tmp_path / "DATA"), tmp_path / "out"
+    odd = [{**QUESTION, "question_content": f"Is it {text}?"} for text in ("$$", "$5", "\\frac{")]
+    write_annotations(data, {"avqa-test": odd})
+    flags = ("--figures", out / "imgs", "--steps", 1)
+    with matplotlib.rc_context({"text.usetex": True}):
+        script("avqa", data, *flags)
+    figures = [str(out / "imgs" / f"avqa-{n}.png") for n in ("loss", "types", "snr", "examples")]
+    assert json.loads((out / "avqa.json").read_text())["figures"] == figures
+
+    def fails(*_):
+        raise RuntimeError("no such\nfont")
+
+    monkeypatch.setattr("utils.report.plots.examples", fails)
+    (out / "avqa.csv").unlink()
+    said = script("avqa", data, *flags).stdout
+    assert f"{figures[-1]}: not drawn (RuntimeError: no such font)" in said.splitlines()
+    metrics = json.loads((out / "avqa.json").read_text())
+    assert metrics["figures"] == figures[:-1] and metrics["accuracy"]["n"] == 3
+    assert (out / "avqa.csv").is_file() and not (out / "avqa.resume").exists()
+    assert "finished before" in script("avqa", data, *flags, "--resume", "true").stdout
 
 
 class Code:

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from modules import channel
 from modules.network import baselines
 from modules.network.allocation import allocate
 from modules.network.loss_curve import LossCurve
+from tests.helpers.scripts import here
 from utils.config import comments
 from utils.network.study import Study
 
@@ -128,6 +127,15 @@ def test_kills_are_those_last_measured():
     assert "All 40 times" in page("robustness") and "Saving took 0.2 %" in page("robustness")
 
 
+def test_odd_media_are_those_last_counted():
+    """What the page on robustness says of odd media is what benchmarks/odd_media.py left: no file
+    silently wrong, none that hung."""
+    counted = found("benchmarks/odd_media.json")
+    assert counted["files"] == 200 and counted["silent"] == counted["hangs"] == 0
+    said = " ".join(page("robustness").split())
+    assert f"Of the 200, {counted['right']} came out right and {counted['named']} damaged" in said
+
+
 def test_network_table_is_that_last_measured():
     """What the page on many users says is what task_network.py left, within its criteria."""
     study, said = found("checkpoint/network-mini.json"), page("network")
@@ -150,10 +158,7 @@ def test_network_table_is_that_last_measured():
 @pytest.mark.parametrize("script", ["task_align.py", "task_avqa.py", "task_network.py"])
 def test_help_says_what_each_flag_means(script):
     """`--help` shows the docstring's lines as they are, and the comment beside each field."""
-    done = subprocess.run(
-        [sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = here(script, "--help")
     assert f"\n    python {script}" in done.stdout
     said = " ".join(done.stdout.split())
     assert "folder of figures, or none" in said and "one of awgn, rayleigh, rician, none" in said

@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 
 from tests.helpers import step_of_each_stage
 from tests.helpers.scripts import LIMIT, ROOT, ended, here, places, refused
+from utils.data.clips import ShuffledBatches
 from utils.training.processes import noise_source
 
 
@@ -80,6 +81,26 @@ def test_sharded_weights_give_the_loss_and_gradients_of_one_process(one, two):
     assert_same_gradients(gradients, wanted)
 
 
+def test_each_held_out_row_counts_once(one, two):
+    """The validation loss over a split that makes no whole batches, or not even one: Accelerate
+    fills the last batch up with the first rows, which do not count again."""
+    assert two["held_out"] == pytest.approx(one["held_out"], rel=1e-5)
+    assert len(set(two["held_out"].values())) == 5
+
+
+def test_fewer_clips_than_a_batch(one, two):
+    """Each step reads as many clips as the processes can share, each of them once."""
+    for found, clips in ((one, 5), (two, 4)):
+        assert [len(set(step)) for step in found["few_clips"]] == [clips] * 3
+        assert all(len(step) == clips for step in found["few_clips"])
+
+
+def test_fewer_clips_than_processes():
+    """They end in a line."""
+    with pytest.raises(ValueError, match="1 rows to train on for 2 processes; start fewer"):
+        ShuffledBatches(1, 8, 3, 0, processes=2)
+
+
 def test_smaller_batches_contrast_with_fewer_clips(one):
     """Accumulating is not a larger batch for the contrastive loss: two of four are easier."""
     whole, parts = one["align-1"][0][0], one["align-2"][0]
@@ -119,6 +140,8 @@ def test_both_scripts_run_alike_in_one_and_in_two_processes(tmp_path, one_proces
         assert len(losses) == 4
         assert losses == pytest.approx(wanted_losses, rel=1e-3)
         assert found.get("accuracy") == wanted.get("accuracy")
+        losses = [[loss for _, loss in run["validation_loss"]] for run in (found, wanted)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3) and len(losses[0]) == 2
         for key in ("retrieval", "held_out_loss"):
             assert found.get(key, {}) == pytest.approx(wanted.get(key, {}), rel=1e-3)
         assert {*found} == {*wanted} and ("accuracy" in found) == (task == "avqa")

@@ -133,6 +133,7 @@ def test_a_finished_run_is_not_repeated(folder, again, answered, start):
         ("task_avqa.py", ("--init", "nowhere.pth"), "python task_align.py --preset mini"),
         ("task_align.py", ("--preset", "paper", "--data", "nowhere"), "models/vivit-b-16x2"),
         ("task_align.py", ("--snr_range", 5, -5), "snr_range"),
+        ("task_align.py", ("--batch", 1), "--batch 1: must be 2 or more"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, name, flags, says):
@@ -142,6 +143,13 @@ def test_mistakes_end_in_one_line(tmp_path, name, flags, says):
     assert not (tmp_path / "mini").exists()
 
 
+def test_one_clip_to_train_on(tmp_path):
+    """Has nothing to be told apart from."""
+    flags = (*places("task_align.py", tmp_path), *ALIGN, "--mini_clips", 1, 1, 1)
+    refused(here("task_align.py", *flags, ok=False), "one clip to train on", bars=True)
+
+
+@pytest.mark.slow
 def test_stage_2_with_one_modality_over_a_range_of_snr(folder, start):
     """Flags with hyphens or underscores, negative numbers, noise in place of the sound, and a
     question that arrives without noise; no figure is drawn where none is wanted."""
@@ -222,9 +230,9 @@ def test_two_runs_of_one_name(folder, aligned):
     assert (folder / "checkpoint/twice.csv").read_text() == losses(folder)
 
 
-def test_a_channel_without_noise_and_a_batch_of_one(folder, aligned):
-    """Stage 1 trains and tests at +inf dB, one clip at a time."""
-    align(folder, "--steps", 2, "--batch", 1, "--snr_db", "inf", "--name", "clear")
+def test_a_channel_without_noise_and_the_smallest_batch(folder, aligned):
+    """Stage 1 trains and tests at +inf dB, two clips at a time."""
+    align(folder, "--steps", 2, "--batch", 2, "--snr_db", "inf", "--name", "clear")
     rows = list(csv.DictReader(open(folder / "checkpoint/clear.csv")))
     assert len(rows) == 2 and all(0 < float(row["loss"]) < 100 for row in rows)
 
@@ -242,6 +250,7 @@ def network(folder, start):
     return here("task_network.py", *places("task_network.py", folder), *NETWORK, *start)
 
 
+@pytest.mark.slow
 def test_the_network_study_leaves_what_it_promises(folder, network):
     """Metrics in DESIGN's form, every figure, and a summary; stage 2 was trained along."""
     metrics = json.loads((folder / "checkpoint/network-mini.json").read_text())
@@ -265,6 +274,7 @@ def test_the_network_study_leaves_what_it_promises(folder, network):
     assert trained["config"]["token_lengths"] == [1, 2, 4] and trained["steps"] == 2
 
 
+@pytest.mark.slow
 def test_the_network_study_trains_once(folder, network, start):
     """With other budgets it goes on from the trained model; a bad one ends in a line before it."""
     path = folder / "checkpoint/network-mini-avqa.pth"

@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from modules.channel import CHANNELS
+from modules.system import check_modalities
 from modules.token_compression import COMPRESSIONS
 from modules.token_receiver import RECEIVERS
 
@@ -114,6 +115,8 @@ def check(config: Any) -> None:
                 raise ValueError(f"--{name} {v}: must be above 0")
             if name in CHOICES and v not in CHOICES[name]:
                 raise ValueError(f"--{name} {v}: unknown, choose from {', '.join(CHOICES[name])}")
+    if hasattr(config, "modalities"):
+        check_modalities(config.modalities)
 
 
 def plain(config: Any) -> dict:
@@ -198,6 +201,11 @@ def run_script(main: Callable, presets: dict[str, Any], default: str, doc: str |
             fail(error)
         where = f"{error.filename or 'output'}: {error.strerror}"
         fail(f"{where}; make room there or name another folder, then run again")
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        wrong = "a process that reads media was killed, for lack of memory perhaps"
+        fail(f"{wrong}; run again, with fewer --workers or a smaller --encode_batch")
     except Stopped as stop:
         fail(stop, stop.status)
     except KeyboardInterrupt:

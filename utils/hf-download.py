@@ -61,7 +61,8 @@ def fetch(repo_id: str, revision: str, folder: Path) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models-dir", type=Path, default=Path("models"))
+    where = "folder to write (%(default)s in the working directory, where --preset paper reads it)"
+    parser.add_argument("--models-dir", type=Path, default=Path("models"), help=where)
     parser.add_argument("--only", metavar="NAME", nargs="+", action="extend", choices=NAMES)
     parser.add_argument("--revision", metavar="NAME=REV", nargs="+", action="extend", default=[])
     options = parser.parse_args()

@@ -1,17 +1,20 @@
 """Turn a folder of videos into the extraction folder that the data sets read.
 
 `python utils/raw_video_preprocess.py VIDEOS OUT` writes OUT/ast_audio/ID.wav (16 kHz, mono, 16 bit)
-and OUT/vivit_frames/ID/frame_0001.png and so on for each video ID.mp4, over the whole clip.
-Finished clips are skipped, so the same command continues an interrupted run; let only one run at a
-time write to OUT. Bad clips are listed at the end with their reasons and leave the exit status 0;
-it is 1 if the run could not go on. Clips are decoded in processes of their own, so that one that
-crashes or hangs the decoder costs itself alone. `--help` lists the options.
+and OUT/vivit_frames/ID/frame_0001.png and so on for each video ID.mp4, over the whole clip. A clip
+is finished when its results are those of the file that lies there now: the same command continues
+an interrupted run, and does a replaced file again. Results that were made by hand, or by an earlier
+version, are kept. Let only one run at a time write to OUT. Bad clips are listed at the end with
+their reasons and leave the exit status 0; it is 1 if the run could not go on. Clips are decoded in
+processes of their own, so that one that crashes or hangs the decoder costs itself alone. `--help`
+lists the options.
 """
 
 import argparse
 import json
 import math
 import sys
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,35 +25,55 @@ from tqdm import tqdm
 if __name__ == "__main__":  # run as a file: what it needs lies beside utils/, not in it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from utils.data.extraction import (  # noqa: E402
-    SAMPLE_RATE,
-    SCRATCH,
-    extract_clip,
-    finished,
-    remove,
-    targets,
-)
+from utils.data.extraction import SAMPLE_RATE, extract_clip  # noqa: E402
 from utils.data.isolated import in_processes  # noqa: E402
+from utils.data.sources import (  # noqa: E402
+    SCRATCH,
+    by_hand,
+    finished,
+    read_record,
+    remove,
+)
 from utils.files import write_whole  # noqa: E402
 
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v")
+SUFFIXES = (
+    *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mts", ".m2ts", ".flv", ".f4v"),
+    *(".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".3gp", ".3g2", ".ogv", ".ogg"),
+)
 LONGEST = 1_000_000  # s that a clip may be given
 
 
 @dataclass
 class Summary:
-    """Clips finished by this run, clips finished before it, and name: reason of all others."""
+    """Clips finished by this run and before it, and by name: the reasons of those that failed, what
+    else is to be known of any, and results that were there before; files not taken, by suffix."""
 
     done: int = 0
     skipped: int = 0
     failed: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    kept: list[str] = field(default_factory=list)
+    not_taken: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
-        head = f"{self.done} done, {self.skipped} already finished, {len(self.failed)} incomplete"
         # repr, because a name may hold control characters or bytes that no terminal can show
-        return "\n".join(
-            [head, *(f"  {name!r}: {why}" for name, why in sorted(self.failed.items()))]
-        )
+        lines = [
+            f"{self.done} done, {self.skipped} already finished, {len(self.failed)} incomplete"
+        ]
+        lines += [f"  {name!r}: {why}" for name, why in sorted(self.failed.items())]
+        if self.notes:
+            lines.append(f"{len(self.notes)} with notes:")
+        lines += [f"  {name!r}: {what}" for name, what in sorted(self.notes.items())]
+        if self.kept:
+            names = ", ".join(map(repr, self.kept[:10])) + (", ..." if len(self.kept) > 10 else "")
+            lines.append(
+                f"{len(self.kept)} kept as they were, made by hand or by an earlier version; "
+                f"remove their sound and frames to have them made anew: {names}"
+            )
+        if self.not_taken:
+            kinds = ", ".join(f"{count} {kind!r}" for kind, count in self.not_taken.most_common(10))
+            lines.append(f"{self.not_taken.total()} not taken, no videos by name: {kinds}")
+        return "\n".join(lines)
 
 
 def preprocess(
@@ -77,8 +100,14 @@ def preprocess(
     clips = find_clips(videos, summary)
     settle_settings(out, frames, fps, size)
     remove_unfinished(out)  # of a run that was killed
-    todo = [clip for clip in clips if not all(map(finished, targets(clip, out)))]
-    summary.skipped = len(clips) - len(todo)
+    todo = []
+    for clip in clips:
+        if by_hand(clip, out):
+            summary.kept.append(clip.name)
+        elif finished(clip, out):
+            summary.skipped += 1
+        else:
+            todo.append(clip)
     extract = partial(extract_clip, out=out, frames=frames, fps=fps, size=size)
     bar = tqdm(total=len(todo), unit="clip", disable=quiet or not todo)
     try:
@@ -91,6 +120,8 @@ def preprocess(
                 bar.update()
     finally:
         remove_unfinished(out)  # of a decoder that was ended
+    records = {clip.name: read_record(clip, out) for clip in clips}
+    summary.notes = {name: "; ".join(r["notes"]) for name, r in records.items() if r and r["notes"]}
     if not quiet:
         print(summary)
     return summary
@@ -102,7 +133,8 @@ def find_clips(videos: Path, summary: Summary) -> list[Path]:
         raise ValueError(f"{videos}: no such folder; give the folder that holds the videos")
     clips = {}
     for path in sorted(videos.iterdir()):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith(".") or path.is_dir():
+        if other := no_video(path):
+            summary.not_taken[other] += 1
             continue
         if not path.is_file():  # to read a pipe would wait for ever
             summary.failed[path.name] = "is not a file, or a link to nothing"
@@ -113,6 +145,16 @@ def find_clips(videos: Path, summary: Summary) -> list[Path]:
     if not clips:
         raise ValueError(f"{videos}: holds no videos ({' '.join(SUFFIXES)}); give their own folder")
     return list(clips.values())
+
+
+def no_video(path: Path) -> str | None:
+    """What a path is by its name, if that is no video."""
+    if path.name.startswith("."):
+        return "hidden"
+    if path.is_dir():
+        return "folder"
+    suffix = path.suffix.lower()
+    return None if suffix in SUFFIXES else suffix or "no suffix"
 
 
 def settle_settings(out: Path, frames: int, fps: float | None, size: int) -> None:

@@ -4,24 +4,19 @@ Sweeps are lists of runs. A worker process runs one after the other, so that lib
 once, and on one core each unless there is an accelerator: small models gain little from a second.
 """
 
-import os
-import threading
-import traceback
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from utils.checkpoints import CheckpointError
-from utils.config import quieten
+from utils.machine import cores
+from utils.training.beside import run_logged, settle
 from utils.training.identity import finished
 
 
@@ -68,7 +63,7 @@ def unique(runs: Sequence[Run]) -> list[Run]:
 
 def jobs_at_a_time(jobs: int = 0) -> int:
     """`jobs`, or for 0 one a core, or one on an accelerator."""
-    return jobs or (1 if torch.cuda.is_available() else len(os.sched_getaffinity(0)))
+    return jobs or (1 if torch.cuda.is_available() else len(cores()))
 
 
 def run_all(runs: Sequence[Run], jobs: int = 0, label: str = "runs") -> dict[str, dict]:
@@ -97,7 +92,7 @@ def run_all(runs: Sequence[Run], jobs: int = 0, label: str = "runs") -> dict[str
                     elif found := finished(run.config):
                         metrics[run.name] = found
                     else:
-                        job = pool.submit(_run, run.script, asdict(run.config), str(run.log))
+                        job = pool.submit(run_logged, run.script, asdict(run.config), str(run.log))
                         running[job] = run
                         continue
                     bar.update()
@@ -123,11 +118,11 @@ def run_all(runs: Sequence[Run], jobs: int = 0, label: str = "runs") -> dict[str
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
     """So many workers, each with its share of the cores."""
-    cores, jobs = sorted(os.sched_getaffinity(0)), jobs_at_a_time(jobs)
+    jobs = jobs_at_a_time(jobs)
     context = get_context("spawn")
     shares = context.SimpleQueue()
     for i in range(jobs):
-        shares.put(cores[i::jobs] or cores)
+        shares.put(cores()[i::jobs] or cores())
     return ProcessPoolExecutor(jobs, context, _begin, (shares,))
 
 
@@ -142,22 +137,4 @@ def _reason(error: BaseException, run: Run) -> str:
 
 
 def _begin(shares) -> None:
-    """A worker takes its cores, and ends when the process that started it does."""
-    os.sched_setaffinity(0, shares.get())
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
-    quieten()
-
-
-def _run(script: str, fields: dict, log: str) -> dict:
-    """Run a script in this worker, from where it stopped; what it prints goes into `log`."""
-    module = import_module(script)
-    Path(log).parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "w") as out, redirect_stdout(out), redirect_stderr(out):
-        try:
-            if "resume" in fields:
-                with suppress(CheckpointError):  # saved by another run of this name
-                    return module.main(module.Config(**{**fields, "resume": True}))
-            return module.main(module.Config(**fields))
-        except BaseException:
-            traceback.print_exc()
-            raise
+    settle(shares.get())

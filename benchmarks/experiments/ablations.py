@@ -1,12 +1,13 @@
 """What each part brings: the system as it stands against the system without one part."""
 
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 
 from benchmarks.experiments.page import gain, heading, number, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies, summary, validation_losses
-from utils.report.plots import BLUE, GREY, dress, save
+from utils.report.plots import BLUE, GREY, draw_all, dress, save
 from utils.report.statistics import paired
 from utils.runs import Run
 
@@ -66,8 +67,11 @@ def results(plan: Plan, metrics: Metrics) -> dict:
 
 
 def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]:
+    return draw_all({str(folder / "ablations.png"): partial(draw_bars, results["ablations"])})
+
+
+def draw_bars(found: dict, path: str) -> str:
     """Accuracy with its interval; dots are seeds."""
-    found = results["ablations"]
     figure, axis = plt.subplots(figsize=(8, 3.6))
     y = range(len(found))[::-1]
     for place, (part, entry) in zip(y, found.items(), strict=True):
@@ -79,7 +83,7 @@ def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]
     axis.axvline(100 * found[FULL]["accuracy"]["mean"], color=BLUE, ls=":", lw=1)
     axis.set_yticks(y, list(found))
     dress(axis, grid="x", xlabel="accuracy (%)", xlim=(0, None))
-    return [save(figure, folder / "ablations.png")]
+    return save(figure, path)
 
 
 def page(results: dict) -> str:

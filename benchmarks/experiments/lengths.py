@@ -4,6 +4,7 @@ a length costs on the channel. The other modality keeps its length."""
 import csv
 import io
 import json
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import matplotlib.pyplot as plt
 
 from benchmarks.experiments.page import differs, gain, heading, number, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies, validation_losses
-from utils.data.models import special_tokens
+from utils.data.models import check_folder, special_tokens
 from utils.files import write_whole
-from utils.report.plots import band, doubling, dress, save, styles
+from utils.report.plots import band, doubling, draw_all, dress, save, styles
 from utils.report.statistics import curve, paired
 from utils.runs import Run
 
@@ -50,7 +51,8 @@ def runs(plan: Plan) -> list[Run]:
 
 def channel_uses(plan: Plan, lengths: dict[str, int]) -> int:
     """Complex symbols that a clip's tokens take, special tokens included."""
-    model = json.loads((Path(plan.avqa_config.foundation_model) / "config.json").read_text())
+    folder = check_folder(plan.avqa_config.foundation_model)
+    model = json.loads((folder / "config.json").read_text())
     special = special_tokens(plan.avqa_config)
     return sum(special[m] + n for m, n in lengths.items()) * model["hidden_size"] // 2
 
@@ -100,6 +102,11 @@ COLUMNS = (
 
 
 def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]:
+    drawn = draw_all({str(folder / "token_length.png"): partial(draw_curves, plan, results)})
+    return [*drawn, write_runs(plan, metrics, folder / "token_length.csv")]
+
+
+def draw_curves(plan: Plan, results: dict, path: str) -> str:
     """Accuracy above, validation loss below; left against visual, right against audio tokens."""
     sweep, c = results["token_length_sweep"], plan.config
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), sharex=True, sharey="row")
@@ -120,8 +127,7 @@ def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]
     dress(axes[0, 0], 8, ylabel="accuracy (%)")
     dress(axes[1, 0], ylabel="validation loss (nats a token)")
     figure.tight_layout()
-    drawn = save(figure, folder / "token_length.png")
-    return [drawn, write_runs(plan, metrics, folder / "token_length.csv")]
+    return save(figure, path)
 
 
 def page(results: dict) -> str:

@@ -7,6 +7,7 @@ without noise, in training and test: what the question alone says at best, whate
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.experiments.page import ANCHORS, differs, falls, gain, heading, percent, table
 from benchmarks.experiments.plan import Metrics, Plan, accuracies
-from utils.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, band, dress, save
+from utils.report.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, band, draw_all, dress, save
 from utils.report.statistics import curve, paired
 from utils.runs import Run
 
@@ -96,6 +97,10 @@ def results(plan: Plan, metrics: Metrics) -> dict:
 
 
 def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]:
+    return draw_all({str(folder / "snr.png"): partial(draw_curves, plan, results)})
+
+
+def draw_curves(plan: Plan, results: dict, path: str) -> str:
     """A row a channel; left trained at one SNR, right over the range."""
     rows = len(plan.config.channels)
     same = {"sharex": True, "sharey": True, "squeeze": False}
@@ -115,7 +120,7 @@ def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]
     figure.tight_layout(rect=(0, 0, 1, 1 - 0.3 / figure.get_figheight()))
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=len(labels), loc="upper center", fontsize=8)
-    return [save(figure, folder / "snr.png")]
+    return save(figure, path)
 
 
 def title(found: dict) -> str:

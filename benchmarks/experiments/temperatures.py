@@ -1,6 +1,7 @@
 """Alignment at several temperatures and none: what it does to fine-tuning, and to the features."""
 
 import csv
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from benchmarks.experiments.plan import Metrics, Plan, accuracies, summary
 from utils.data.datasets import frames_path, read_valor
 from utils.data.media import read_frames
 from utils.report import tsne
-from utils.report.plots import COLOURS, GREY, band, dress, save
+from utils.report.plots import COLOURS, GREY, band, draw_all, dress, save
 from utils.report.statistics import curve, paired, steps_to_reach
 from utils.report.tsne_page import write_page
 from utils.runs import Run
@@ -90,10 +91,11 @@ def training_loss(run: Run) -> list[tuple[int, float]]:
 
 
 def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]:
-    return [draw_losses(results["temperatures"], folder / "Temp.png"), *draw_features(plan, folder)]
+    losses = {str(folder / "Temp.png"): partial(draw_losses, results["temperatures"])}
+    return [*draw_all(losses), *draw_features(plan, folder)]
 
 
-def draw_losses(found: dict, path: Path) -> str:
+def draw_losses(found: dict, path: str) -> str:
     """Rounds of fine-tuning against its loss, for each temperature and no alignment."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
     for axis, what in zip(axes, ("training", "validation"), strict=True):

@@ -14,7 +14,8 @@ import soundfile
 from PIL import Image
 
 from utils.data.datasets import frames_path, wav_path
-from utils.data.extraction import SCRATCH, extract_clip
+from utils.data.extraction import extract_clip
+from utils.data.sources import SCRATCH
 
 FPS, STEP, TONE = 12, 20, 440  # frame i is grey of level STEP * i; the sound is a tone of 440 Hz
 SHELL = ["a b", "it's", 'say "hi"', "a;touch X", "$(touch X)", "`touch X`", "-rf", "日本 é", "%d"]

@@ -11,6 +11,7 @@ import torch
 
 from utils.checkpoints import sha256
 from utils.config import plain
+from utils.machine import cores
 from utils.training.identity import code_of
 
 
@@ -18,6 +19,7 @@ from utils.training.identity import code_of
 class Config:
     name: str
     out: str
+    data: str = "none"
     seed: int = 0
     init: str = "none"
     fails: bool = False
@@ -39,9 +41,11 @@ def main(config: Config) -> dict:
         "code": code_of(config),
         "checkpoint_sha256": sha256(f"{stem}.pth"),
         "config": plain(config),
+        "annotations": {},
+        "left_out": {},
         "init_sha256": sha256(config.init),
-        "cores": len(os.sched_getaffinity(0)),
-        "when": time.time(),
+        "cores": len(cores()),
+        "when": time.monotonic(),
         "process": os.getpid(),
     }
     Path(f"{stem}.json").write_text(json.dumps(metrics))

@@ -1,5 +1,6 @@
 """Scripts run as a user runs them, in this process or one of their own; not a test itself."""
 
+import gc
 import io
 import subprocess
 import sys
@@ -14,10 +15,10 @@ from subprocess import CompletedProcess
 import pytest
 from accelerate.state import AcceleratorState
 
+from tests.helpers.limit import LIMIT
 from utils.config import run_script
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 600  # s, after which what should have ended hangs
 
 
 def places(script: str, folder: Path) -> tuple:
@@ -30,20 +31,22 @@ def places(script: str, folder: Path) -> tuple:
     )
 
 
-def here(script: str, *flags: object, ok: bool = True) -> CompletedProcess:
-    """Run a script in this process, which has imported what it needs, as its command line would."""
+def here(script: str, *flags: object, root: Path = ROOT, ok: bool = True) -> CompletedProcess:
+    """Run a script in this process, which has imported what it needs, as its command line would
+    from `root`."""
     module = import_module(script.removesuffix(".py").replace("/", "."))
     words, status = [script, *map(str, flags)], 0
     out, errors = io.StringIO(), io.StringIO()
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors):
-        patch.chdir(ROOT)
+        patch.chdir(root)
         patch.setattr(sys, "argv", words)
         patch.setattr(threading, "excepthook", threading.excepthook)  # put back afterwards
         try:
             run_script(module.main, module.PRESETS, module.PRESET, module.__doc__)
         except SystemExit as end:
             status = end.code
+    gc.collect()  # what the end of a process would free: the lock of a run that failed
     AcceleratorState._reset_state(reset_partial_state=True)
     return ended(CompletedProcess(words, status, out.getvalue(), errors.getvalue()), ok)
 

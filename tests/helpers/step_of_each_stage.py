@@ -3,23 +3,27 @@
     torchrun --nproc_per_node 2 -m tests.helpers.step_of_each_stage OUT
 
 Writes losses and gradients of the trained weights to OUT, for one batch of eight clips a step and
-for two of four.
+for two of four; and what is read of splits that no whole batches make.
 """
 
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import task_align
+import task_avqa
 from benchmarks.measure import loss_of
 from modules.system import Batch
 from tests.helpers.draw import seeded
 from tests.helpers.stages import RandomClips, alignment, answering, questions
 from utils.checkpoints import whole
+from utils.data.clips import Collate, in_order, training_loader
 from utils.training.processes import start
 
 BATCH = 8
@@ -77,12 +81,35 @@ def sharded(accelerator) -> tuple[list[float], dict]:
     return found_by([loss.item()], model)
 
 
+def held_out(accelerator) -> dict[int, float]:
+    """Stage 2's validation loss over so many questions, four a batch."""
+    model, processors = answering(channel="none")
+    noise = SimpleNamespace(accelerator=accelerator, fresh_noise=lambda: None)
+    collate, losses = Collate(processors.tokenizer), {}
+    for rows in (1, 3, 5, 6, 8):
+        clips = RandomClips(model.system, questions(CAPTIONS[:rows], ANSWERS[:rows]))
+        loader = in_order(clips, collate, 4, processes=accelerator.num_processes)
+        losses[rows] = task_avqa.validation_loss(model, accelerator.prepare(loader), noise)
+    return losses
+
+
+def few_clips(accelerator) -> list[list[str]]:
+    """The clips of three training steps over five clips in batches of eight."""
+    model, processors = alignment(batch=BATCH, steps=3)
+    clips = RandomClips(model.system, questions(CAPTIONS[:5], ANSWERS[:5]))
+    config, collate = task_align.Config(batch=BATCH, steps=3), Collate(processors.tokenizer)
+    loader = training_loader(clips, collate, config, processes=accelerator.num_processes)
+    batches = accelerator.prepare(loader)
+    return [gather_object([row.video_id for row in batch.rows]) for batch in batches]
+
+
 def main(out: str) -> None:
     accelerator = start(task_align.PRESETS["mini"])
     found = {"processes": accelerator.num_processes}
     for accumulate in (1, 2):
         for stage in ("align", "avqa"):
             found[f"{stage}-{accumulate}"] = gradients(accelerator, stage, accumulate)
+    found |= {"held_out": held_out(accelerator), "few_clips": few_clips(accelerator)}
     if accelerator.num_processes > 1:
         found["sharded"] = sharded(accelerator)
     if accelerator.is_main_process:

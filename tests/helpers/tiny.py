@@ -22,7 +22,7 @@ from transformers import (
 
 from modules.foundation_model import FoundationModel
 from modules.token_receiver import TokenReceiver
-from modules.token_transmitter import TokenTransmitter
+from modules.token_transmitter import TokenTransmitter, Windows
 from utils.data.datasets import frames_path, wav_path
 
 RATE, WINDOW = 16_000, 48  # Hz, frames of 10 ms that the encoder reads at once
@@ -45,6 +45,11 @@ def tiny_vivit(**sizes) -> VivitModel:
 
 def tiny_ast(**sizes) -> ASTModel:
     return ASTModel(ASTConfig(num_mel_bins=32, max_length=WINDOW, **{**SIZES, **sizes}))
+
+
+def windows(*counts: int) -> list[Windows]:
+    """Of clips that fill so many windows of `tiny_ast`, without padding."""
+    return [Windows(torch.full((n,), WINDOW), torch.arange(n * PATCHES)) for n in counts]
 
 
 def tiny_qwen2(**sizes) -> Qwen2ForCausalLM:

@@ -20,7 +20,7 @@ from modules.token_compression import COMPRESSIONS
 from modules.token_receiver import RECEIVERS
 from tests.helpers.draw import seeded
 from tests.helpers.stages import RandomClips, alignment, answering, questions
-from tests.helpers.tiny import NoHostData, NoHostSync
+from tests.helpers.tiny import NoHostData, NoHostSync, windows
 from utils.config import check, parse_config
 from utils.data.datasets import Caption
 
@@ -66,7 +66,7 @@ def uncached(system, batch):
         batch,
         visual=torch.zeros(4, seen.num_frames, 3, seen.image_size, seen.image_size),
         audio=torch.zeros(1 + 3 + 1 + 2, heard.max_length, heard.num_mel_bins),
-        windows=[1, 3, 1, 2],
+        windows=windows(1, 3, 1, 2),
     )
 
 
@@ -251,10 +251,10 @@ def test_empty_captions_and_a_batch_of_one_train(snr_db):
         assert all(weight.grad.isfinite().all() for weight in model.system.trainable())
 
 
-@pytest.mark.parametrize("modalities", [["visaul"], ["visual", "none"], ["audio", "text"]])
+@pytest.mark.parametrize("modalities", [["visaul"], ["visual", "none"], ["audio", "text"], []])
 def test_unknown_modalities_are_refused(modalities):
     """A misspelt modality would otherwise be left out in silence."""
-    with pytest.raises(ValueError, match=modalities[-1]):
+    with pytest.raises(ValueError, match=modalities[-1] if modalities else "empty"):
         answering(modalities=modalities)
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from modules.token_compression import COMPRESSIONS, compress
-from modules.token_transmitter import TokenTransmitter
+from modules.token_transmitter import TokenTransmitter, Windows
 from tests.helpers.draw import gaussian
-from tests.helpers.tiny import PATCHES, SIZES, tiny_ast, tiny_vivit
+from tests.helpers.tiny import PATCHES, SIZES, tiny_ast, tiny_vivit, windows
 
 WIDTH, HIDDEN = SIZES["hidden_size"], 12
 DROPOUT = dict(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
@@ -46,17 +46,17 @@ def test_encode_is_compression_of_the_encoder(make, shape, special, how):
     """A clip becomes its special tokens, untouched, and `length` more, compressed from what the
     encoder says; then they are made as wide as the language model."""
     x = gaussian(*shape)
-    for length, patches in ((1, 1), (4, 4), (8, 8), (100, 8)):
+    for length in (1, 4, PATCHES):
         tx = make(length, compression=how)
         with torch.inference_mode():
             tokens = tx.encoder(x).last_hidden_state
         assert tokens.shape == (3, special + PATCHES, WIDTH)
         encoded = tx.encode(x)
-        assert encoded.shape == (3, special + patches, WIDTH)
+        assert encoded.shape == (3, special + length, WIDTH)
         torch.testing.assert_close(encoded, compress(tokens, length, special, how))
         torch.testing.assert_close(encoded[:, :special], tokens[:, :special])
-        torch.testing.assert_close(tx.encode(x, [1, 1, 1]), encoded)
-        assert tx(encoded).shape == (3, special + patches, HIDDEN)
+        torch.testing.assert_close(tx.encode(x, windows(1, 1, 1)), encoded)
+        assert tx(encoded).shape == (3, special + length, HIDDEN)
 
 
 def test_windows_are_joined():
@@ -64,32 +64,64 @@ def test_windows_are_joined():
     tx, x = audio(length=1000), gaussian(3, 48, 32)
     with torch.inference_mode():
         tokens = tx.encoder(x).last_hidden_state  # (3, 2 + 8, width)
-    joined = tx.encode(x, [3])
+    (joined,) = tx.read(x, windows(3))
     assert joined.shape == (1, 2 + 3 * 8, WIDTH)
     torch.testing.assert_close(joined[0, :2], (tokens[0, :2] + tokens[1, :2] + tokens[2, :2]) / 3)
     torch.testing.assert_close(joined[0, 2:], torch.cat([tokens[i, 2:] for i in range(3)]))
-    short = audio(length=5).encode(x, [3])
+    short = audio(length=5).encode(x, windows(3))
     torch.testing.assert_close(short, compress(joined, 5, 2))
 
 
-@pytest.mark.parametrize("windows", [[2, 1, 3], [1, 5], [6], [1] * 6])
-def test_clips_of_different_lengths_in_one_batch(windows):
+@pytest.mark.parametrize("counts", [[2, 1, 3], [1, 5], [6], [1] * 6])
+def test_clips_of_different_lengths_in_one_batch(counts):
     """A clip's tokens do not depend on the clips beside it, however many windows each has."""
     tx, x = audio(), gaussian(6, 48, 32)
-    batch = tx.encode(x, windows)
-    assert batch.shape == (len(windows), 2 + 4, WIDTH)
-    for encoded, part in zip(batch, x.split(windows), strict=True):
-        torch.testing.assert_close(encoded[None], tx.encode(part, [len(part)]))
+    batch = tx.encode(x, windows(*counts))
+    assert batch.shape == (len(counts), 2 + 4, WIDTH)
+    for encoded, part in zip(batch, x.split(counts), strict=True):
+        torch.testing.assert_close(encoded[None], tx.encode(part, windows(len(part))))
+
+
+def test_padding_is_left_out():
+    """Patch tokens of padding are left out, and special tokens count by the frames that are the
+    clip's: a window that is a tenth full has a tenth of a full one's weight."""
+    tx, x = audio(), gaussian(2, 48, 32)
+    real = torch.arange(PATCHES + 2)
+    with torch.inference_mode():
+        tokens = tx.encoder(x).last_hidden_state  # (2, 2 + 8, width)
+    (clip,) = tx.read(x, [Windows(torch.tensor([50, 5]), real)])
+    torch.testing.assert_close(clip[0, :2], (10 * tokens[0, :2] + tokens[1, :2]) / 11)
+    torch.testing.assert_close(clip[0, 2:], torch.cat([tokens[0, 2:], tokens[1, 2:4]]))
+
+
+def test_a_short_clip_repeats_its_patches_evenly():
+    """Every clip sends as many tokens as asked for, and none of padding."""
+    tx, x = audio(length=5), gaussian(1, 48, 32)
+    (clip,) = tx.read(x, [Windows(torch.tensor([5]), torch.arange(2))])
+    sent = tx.compress([clip])
+    assert torch.equal(sent[0, 2:], clip[0, 2:][[0, 0, 0, 1, 1]])
+    whole = audio(length=2 * PATCHES).encode(x)
+    assert torch.equal(whole[0, 2:], tx.encoder(x).last_hidden_state[0, 2:].repeat_interleave(2, 0))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_an_encoder_call_has_at_most_so_many_rows(rows):
+    """A sound of many windows does not go through the encoder at once, and gives the same."""
+    tx, x, seen = audio(), gaussian(4, 48, 32), []
+    whole = tx.encode(x, windows(3, 1))
+    tx.encoder.register_forward_hook(lambda _module, args, _out: seen.append(len(args[0])))
+    torch.testing.assert_close(tx.encode(x, windows(3, 1), rows), whole)
+    assert max(seen) <= rows and sum(seen) == 4
 
 
 def test_no_window_is_dropped():
     """Another sound in any window changes what is sent."""
     tx, x = audio(), gaussian(5, 48, 32)
-    before = tx.encode(x, [5])
+    before = tx.encode(x, windows(5))
     for i in range(5):
         other = x.clone()
         other[i] = gaussian(48, 32, seed=1)
-        changed = (tx.encode(other, [5]) - before).abs().amax(-1)[0]
+        changed = (tx.encode(other, windows(5)) - before).abs().amax(-1)[0]
         assert changed[:2].gt(1e-3).all() and changed[2:].gt(1e-3).any()
 
 

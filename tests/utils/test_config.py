@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import threading
 from dataclasses import fields, replace
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 import task_align
 import task_avqa
 from tests.helpers.scripts import here, refused
-from utils.config import CHOICES, COUNTS, NOT_NEGATIVE, POSITIVE, check, plain
+from utils.config import CHOICES, COUNTS, NOT_NEGATIVE, POSITIVE, check, plain, run_script
 
 STAGES = (task_align, task_avqa)
 
@@ -50,6 +52,13 @@ def test_unusable_values_are_named(field, value):
     """The line says which field, what it is, and what it must be."""
     with pytest.raises(ValueError, match=f"--{field} .*: (must be|unknown)"):
         check(replace(task_align.PRESETS["mini"], **{field: value}))
+
+
+@pytest.mark.parametrize("modalities", [["visaul"], ["visual", "none"], []])
+def test_modalities_are_checked_before_models_load(modalities):
+    """An unknown one, none beside another, or not even none."""
+    with pytest.raises(ValueError, match="modalities .*: choose from visual, audio, or none alone"):
+        check(replace(task_avqa.PRESETS["mini"], modalities=modalities))
 
 
 def test_without_noise_is_a_number():
@@ -96,3 +105,18 @@ def test_scripts_refuse_them_in_one_line(tmp_path, script, flags):
     done = here(script, "--out", tmp_path / "out", *flags.split(), ok=False)
     refused(done, says, status=status)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_worker_is_one_line(monkeypatch, capsys):
+    """Lack of memory ends a script in a line that names the flags that need less."""
+
+    def main(_config):
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+
+    monkeypatch.setattr(sys, "argv", ["task_align.py"])
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # put back afterwards
+    with pytest.raises(SystemExit, match="1"):
+        run_script(main, task_align.PRESETS, "mini", "")
+    said = capsys.readouterr().err
+    assert said.startswith("task_align.py: a process that reads media was killed")
+    assert said.count("\n") == 1 and "--workers" in said and "--encode_batch" in said

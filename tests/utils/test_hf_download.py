@@ -14,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.helpers.limit import LIMIT
+
 SCRIPT = Path(__file__).resolve().parents[2] / "utils" / "hf-download.py"
 VIVIT, PR = "google/vivit-b-16x2", "vivit-b-16x2=refs/pr/2"
 COMMIT, LATER = "a" * 40, "b" * 40
@@ -66,7 +68,7 @@ class Answers(BaseHTTPRequestHandler):
             self.wfile.write(body[begin:cut])
         if cut:
             self.server.is_cut.set()
-            self.server.may_close.wait(60)
+            self.server.may_close.wait(LIMIT)
 
     def log_message(self, *_):
         pass
@@ -102,7 +104,7 @@ def call(hub, folder, *more, blocks="unlimited", **settings):
 
 def run(hub, folder, *more, status=0, **settings):
     """Run the script to its end; return what it said, or its last line where it failed."""
-    done = subprocess.run(**call(hub, folder, *more, **settings), timeout=60)
+    done = subprocess.run(**call(hub, folder, *more, **settings), timeout=LIMIT)
     assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
     return done.stderr.splitlines()[-1] if status else done.stdout
 
@@ -179,9 +181,9 @@ def test_ctrl_c_ends_at_once_and_the_next_run_goes_on(hub, tmp_path):
     hub.may_close.clear()
     process = subprocess.Popen(**call(hub, tmp_path))
     try:
-        assert hub.is_cut.wait(60)
+        assert hub.is_cut.wait(LIMIT)
         process.send_signal(signal.SIGINT)
-        assert "Traceback" not in process.communicate(timeout=20)[1]
+        assert "Traceback" not in process.communicate(timeout=LIMIT)[1]
     finally:
         process.kill()
     assert process.returncode == 130 and model(tmp_path) == ({}, {})
@@ -207,6 +209,7 @@ def test_a_model_that_stands_is_kept_while_the_hub_is_away(hub, tmp_path):
     [
         (REFUSING, None, "Connection refused"),
         ({"HF_ENDPOINT": "hub.example"}, None, "missing an 'http://' or 'https://' protocol"),
+        ({"HF_ENDPOINT": "localhost:1"}, None, "missing an 'http://' or 'https://' protocol"),
         ({"HF_ENDPOINT": "http://127.0.0.1:99999"}, None, "Port out of range"),
         ({"HF_HUB_OFFLINE": "1"}, None, "offline mode is enabled"),
         ({"ALL_PROXY": "socks5://127.0.0.1:1"}, None, "SOCKS proxy"),
@@ -218,9 +221,11 @@ def test_a_model_that_stands_is_kept_while_the_hub_is_away(hub, tmp_path):
     ],
 )
 def test_a_failure_is_one_line(hub, tmp_path, settings, trouble, reason):
-    """Protects: what is wrong and where to look, at once, without a traceback."""
+    """Protects: what is wrong and where to look, at once, without a traceback: whoever waits to try
+    again what cannot succeed fails here."""
+    (tmp_path / "sitecustomize.py").write_text("import time\ntime.sleep = None\n")
     hub.trouble = trouble
-    line = run(hub, tmp_path, status=1, **settings)
+    line = run(hub, tmp_path, status=1, PYTHONPATH=str(tmp_path), **settings)
     assert line.startswith(f"error: {VIVIT}: ") and reason in line and "; check " in line
 
 

@@ -18,9 +18,12 @@ from PIL import Image
 
 from tests.helpers.bad_media import hang_on_bad
 from tests.helpers.disks import change, small_disk, unfinished
+from tests.helpers.limit import LIMIT
 from utils import raw_video_preprocess
-from utils.data.extraction import SCRATCH, extract_clip
+from utils.data import sources
+from utils.data.extraction import extract_clip
 from utils.data.media import even_indices, read_frames
+from utils.data.sources import SCRATCH
 from utils.raw_video_preprocess import preprocess
 
 SCRIPT = Path(raw_video_preprocess.__file__)
@@ -85,12 +88,14 @@ def extract(path, out, **settings):
 
 
 def files(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """The content of what was extracted, without the records of the sources."""
+    found = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
+    return {name: p.read_bytes() for name, p in found.items() if name.parts[0] != "sources"}
 
 
 def run(*arguments, **kwargs):
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **kwargs)
+    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, **kwargs)
 
 
 def test_real_video_with_sound(real, tmp_path):
@@ -195,6 +200,90 @@ def test_resume_redoes_nothing(videos, tmp_path):
     assert len(list((out / "vivit_frames" / "b").iterdir())) == 2
 
 
+def quiet(videos, out):
+    return preprocess(videos, out, frames=2, size=8, workers=1, quiet=True)
+
+
+def test_a_truncated_source_is_named_and_a_replaced_one_done_again(videos, tmp_path):
+    """Half a file is named, and the whole file in its place is not taken for done; nor is one of
+    the same size. Results of what was there before go, also where the new file has none."""
+    whole, out = write_video(tmp_path / "whole.mkv").read_bytes(), tmp_path / "out"
+    for path in videos.iterdir():
+        path.unlink()
+    clip = videos / "c.mkv"
+    clip.write_bytes(whole[: len(whole) // 2])
+    summary = quiet(videos, out)
+    assert summary.done == 1 and "is cut off: holds 1." in summary.notes["c.mkv"]
+    assert "of the 3.0" in str(summary) and "that it declares" in str(summary)
+    assert quiet(videos, out).skipped == 1
+    clip.write_bytes(whole)
+    summary = quiet(videos, out)
+    assert (summary.done, summary.skipped, summary.notes) == (1, 0, {})
+    with wave.open(str(out / "ast_audio" / "c.wav")) as file:
+        assert file.getnframes() == 3 * 16000
+    os.utime(clip, ns=(1, 1))
+    assert (quiet(videos, out).done, quiet(videos, out).skipped) == (1, 1)
+    clip.write_bytes(b"no video any more")
+    assert list(quiet(videos, out).failed) == ["c.mkv"] and files(out).keys() == {
+        Path("extraction.json")
+    }
+
+
+def test_results_of_an_earlier_version_are_made_anew(videos, tmp_path, monkeypatch):
+    """What an older extraction noted as its own is not done for a newer one."""
+    quiet(videos, tmp_path / "out")
+    monkeypatch.setattr(sources, "VERSION", sources.VERSION + 1)
+    todo = []
+    monkeypatch.setattr(
+        raw_video_preprocess,
+        "in_processes",
+        lambda f, clips, *_: (x for x in todo.extend(clips) or ()),
+    )
+    quiet(videos, tmp_path / "out")
+    assert [path.name for path in todo] == ["a.mp4", "b.mp4"]
+
+
+def test_results_without_a_record_are_kept(videos, tmp_path):
+    """Frames and sound that a user or an earlier version put there are never overwritten; the
+    summary names them and says what to do."""
+    frame, sound = tmp_path / "out/vivit_frames/a/frame_0001.jpg", tmp_path / "out/ast_audio/b.wav"
+    for path in (frame, sound):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"mine")
+    for _ in range(2):
+        summary = quiet(videos, tmp_path / "out")
+        assert (summary.done, summary.kept) == (0, ["a.mp4", "b.mp4"])
+        assert "2 kept as they were" in str(summary) and "'a.mp4', 'b.mp4'" in str(summary)
+    assert files(tmp_path / "out").keys() == {
+        p.relative_to(tmp_path / "out") for p in (frame, sound)
+    } | {Path("extraction.json")}
+    assert frame.read_bytes() == sound.read_bytes() == b"mine"
+
+
+def test_a_sound_put_beside_our_frames_is_kept(videos, tmp_path):
+    """A wav that a user made for a silent film stays when the film is replaced."""
+    out, sound = tmp_path / "out", tmp_path / "out/ast_audio/a.wav"
+    write_video(videos / "a.mp4", sound=False)
+    assert quiet(videos, out).failed == {"a.mp4": "no audio stream"}
+    sound.write_bytes(b"mine")
+    assert quiet(videos, out).skipped == 2
+    write_video(videos / "a.mp4", range(12), sound=False)
+    assert quiet(videos, out).done == 1 and sound.read_bytes() == b"mine"
+
+
+def test_all_kinds_of_video_are_taken_and_other_files_counted(videos, tmp_path):
+    """Any container's suffix is a video's; what was not taken is counted by kind."""
+    for suffix in (".ts", ".flv", ".mpg", ".wmv", ".3gp", ".m4v", ".ogv", ".VOB", ".m2ts"):
+        (videos / f"odd{suffix[1:]}{suffix}").touch()
+    (videos / "more").mkdir()
+    for name in ("a.txt", "b.txt", "README", ".DS_Store"):
+        (videos / name).touch()
+    summary = quiet(videos, tmp_path / "out")
+    assert summary.done == 2 and len(summary.failed) == 9
+    assert summary.not_taken == {".txt": 2, "no suffix": 1, "hidden": 1, "folder": 1}
+    assert "\n5 not taken, no videos by name: " in str(summary)
+
+
 def test_a_killed_run_leaves_nothing_behind(videos, tmp_path):
     """What a killed run had begun is removed by the next one, which finishes the clip."""
     out = tmp_path / "out"
@@ -202,7 +291,7 @@ def test_a_killed_run_leaves_nothing_behind(videos, tmp_path):
     (out / ".partial-abc" / "a" / "frame_0001.png").write_bytes(b"half")
     assert preprocess(videos, out, frames=2, size=8, workers=1, quiet=True).done == 2
     names = sorted(p.name for p in out.iterdir())
-    assert names == ["ast_audio", "extraction.json", "vivit_frames"]
+    assert names == ["ast_audio", "extraction.json", "sources", "vivit_frames"]
 
 
 def test_bad_clips_change_nothing_for_the_others(videos, tmp_path):
@@ -252,7 +341,7 @@ def test_an_interrupt_ends_in_one_line(videos, tmp_path):
         while run.poll() is None and not (out / f"{SCRATCH}bad").exists():
             time.sleep(0.01)
         os.killpg(run.pid, signal.SIGINT)
-        _, said = run.communicate(timeout=60)
+        _, said = run.communicate(timeout=LIMIT)
     assert run.returncode == 1 and "Traceback" not in said
     assert said.splitlines()[-1].startswith("interrupted; run the same command again")
     assert not unfinished(out) and [p.name for p in (out / "ast_audio").iterdir()] == ["a.wav"]

@@ -1,10 +1,9 @@
 """Clips as training reads them: encoder tokens from the cache, with a caption or a question."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from modules.foundation_model import PROMPT
+from modules.foundation_model import PROMPT, PROMPT_END
 from modules.system import Batch
-from utils.data.datasets import AnnotationFile, Caption, Question
+from modules.token_transmitter import Windows
+from utils.data.datasets import AnnotationFile, Caption, Question, contradicting
 from utils.data.features import read_tokens
+from utils.data.loading import loading
 from utils.data.media import Reader
 
 IN_MEMORY = 2 << 30  # bytes; a data set below this is read once and kept
@@ -62,11 +63,15 @@ class ClipMedia(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Any]:
-        """Frames (1, frames, 3, height, width), sound (windows, time, mel), and the row."""
+    def __getitem__(self, i: int) -> tuple[Tensor, tuple[Tensor, Windows], Any]:
+        """Frames (1, frames, 3, height, width), sound (windows, time, mel) with how much of it is
+        the clip, and the row."""
         row = self.rows[i]
-        readers = (self.readers["visual"], self.readers["audio"])
-        return *(reader(reader.path(self.root, row.video_id)) for reader in readers), row
+        visual, audio = (
+            self.readers[kind](self.readers[kind].path(self.root, row.video_id))
+            for kind in ("visual", "audio")
+        )
+        return visual[0], audio, row
 
 
 class Clips(dict[str, ClipTokens | ClipMedia]):
@@ -74,7 +79,7 @@ class Clips(dict[str, ClipTokens | ClipMedia]):
 
     Args:
         files: each split's annotation file.
-        total: rows of each split, those without media included.
+        total: rows of each split that are not deleted, those without media included.
         left_out: clips that are missing or cannot be read, with the reason.
     """
 
@@ -88,6 +93,32 @@ class Clips(dict[str, ClipTokens | ClipMedia]):
         super().__init__(splits)
         self.files, self.total, self.left_out = files, total, left_out
 
+    def counts(self, split: str) -> dict[str, int]:
+        """What became of the rows of a split's annotation file; contradicting ones are scored."""
+        rows, everything = self[split].rows, self.files[split].rows
+        return {
+            "scored": len(rows),
+            "without_media": self.total[split] - len(rows),
+            "deleted": everything - self.total[split],
+            "contradicting": contradicting(rows),
+            "total": everything,
+        }
+
+    def summary(self) -> str:
+        """The data in a line a split."""
+        lines = []
+        for split in self:
+            n = self.counts(split)
+            line = f"{split}: {n['scored']:,} of {n['total']:,} rows"
+            if n["without_media"]:
+                line += f", {n['without_media']:,} without media"
+            if n["deleted"]:
+                line += f", {n['deleted']:,} deleted"
+            if n["contradicting"]:
+                line += f"; {n['contradicting']:,} contradict another of their clip and question"
+            lines.append(line)
+        return "\n".join(lines)
+
 
 def pad(rows: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
     """Ids (batch, longest) padded on the right, and the mask of the real ones."""
@@ -97,6 +128,26 @@ def pad(rows: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
+def cut(ids: list[int], most: int, kept: int) -> list[int]:
+    """At most `most` token ids of a text, of which the last `kept` are the text's own last ones."""
+    return ids if len(ids) <= most else ids[: most - kept] + ids[len(ids) - kept :]
+
+
+def answer_ids(tokenizer: Any, answers: list[str]) -> list[list[int]]:
+    """Token ids of answers; the space before belongs to the first token, as in running text."""
+    return tokenizer([" " + answer for answer in answers])["input_ids"]
+
+
+def answer_limit(clips: Clips, tokenizer: Any, most: int, say: Callable = print) -> int:
+    """`most` tokens an answer, or as many as the longest answer of any split has, which could never
+    be right with fewer; then `say` tells."""
+    answers = sorted({row.answer for part in clips.values() for row in part.rows})
+    longest = max(map(len, answer_ids(tokenizer, answers)))
+    if longest > most:
+        say(f"--answer_tokens {most}: raised to {longest}, the tokens of the longest answer")
+    return max(most, longest)
+
+
 def text_number(text: str) -> int:
     """A number of 56 bits that equal texts share, in every process."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
@@ -104,7 +155,8 @@ def text_number(text: str) -> int:
 
 @dataclass
 class Collate:
-    """Puts rows with their clips into a `Batch`; captions are cut at `max_tokens`.
+    """Puts rows with their clips into a `Batch`; texts are cut at `max_tokens`, a question keeping
+    the ending that asks for its answer.
 
     Texts are padded to the longest of the batch, no further.
     """
@@ -112,19 +164,22 @@ class Collate:
     tokenizer: Any
     max_tokens: int = 256
 
-    def __call__(self, items: list[tuple[Tensor, Tensor, Any]]) -> Batch:
+    def __call__(self, items: list[tuple[Tensor, Any, Any]]) -> Batch:
         visual, audio, rows = zip(*items, strict=True)
-        end, answers = self.tokenizer.eos_token_id, (None, None)
+        windows = None
+        if not isinstance(audio[0], Tensor):  # encoder inputs, in as many windows as a clip is long
+            audio, windows = zip(*audio, strict=True)
+        end, answers, kept = self.tokenizer.eos_token_id, (None, None), 0
         if isinstance(rows[0], Question):
             texts = [PROMPT.format(question=row.text) for row in rows]
-            # The space belongs to the answer's first token, as in running text.
-            ids = self.tokenizer([" " + row.answer for row in rows])["input_ids"]
+            kept = len(self.tokenizer([PROMPT_END])["input_ids"][0])
+            ids = answer_ids(self.tokenizer, [row.answer for row in rows])
             answers = pad([row + [end] for row in ids], end)
         else:
             texts = [row.text for row in rows]
-        ids, mask = pad([t[: self.max_tokens] for t in self.tokenizer(texts)["input_ids"]], end)
-        media = audio[0].ndim == 3  # encoder inputs; clips have as many windows as they are long
-        join = torch.cat if media else torch.stack
+        ids = [cut(text, self.max_tokens, kept) for text in self.tokenizer(texts)["input_ids"]]
+        ids, mask = pad(ids, end)
+        join = torch.stack if windows is None else torch.cat
         return Batch(
             visual=join(visual),
             audio=join(audio),
@@ -134,7 +189,7 @@ class Collate:
             answer_ids=answers[0],
             answer_mask=answers[1],
             rows=list(rows),
-            windows=[len(clip) for clip in audio] if media else None,
+            windows=windows and list(windows),
         )
 
 
@@ -142,7 +197,8 @@ class Collate:
 class ShuffledBatches(Sampler):
     """The row numbers of every batch: shuffled passes over all rows, whole batches alone.
 
-    The same in every process, of which each takes its share of a batch.
+    The same in every process, of which each takes its share of a batch. Raises ValueError where
+    there are fewer rows than processes.
     """
 
     rows: int
@@ -150,10 +206,15 @@ class ShuffledBatches(Sampler):
     batches: int
     seed: int
     skip: int = 0  # batches that a run read before it was stopped
+    processes: int = 1
     drop_last = True
 
     def __post_init__(self) -> None:
-        self.batch_size = min(self.batch_size, self.rows)
+        self.batch_size = shared_batch(self.batch_size, self.rows, self.processes)
+        if self.rows < self.processes:
+            raise ValueError(
+                f"{self.rows} rows to train on for {self.processes} processes; start fewer of them"
+            )
 
     def __len__(self) -> int:
         return self.batches - self.skip
@@ -168,32 +229,29 @@ class ShuffledBatches(Sampler):
             yield from (part.tolist() for part in order.split(self.batch_size))
 
 
-def loading(workers: int) -> dict:
-    """How loaders work: in processes that hold no accelerator and none of this process's threads,
-    forked from one that has imported what they need, once."""
-    if workers:
-        get_context("forkserver").set_forkserver_preload(["utils.data.clips"])
-    return {
-        # Each loader draws its workers' seeds from here, so that reading one changes nothing else.
-        "generator": torch.Generator(),
-        "num_workers": workers,
-        "pin_memory": torch.cuda.is_available(),
-        "multiprocessing_context": "forkserver" if workers else None,
-    }
+def shared_batch(batch: int, rows: int, processes: int) -> int:
+    """The batch size where there are fewer rows than `batch`: as many as processes can share."""
+    return min(batch, max(processes, rows // processes * processes))
 
 
-def training_loader(data: Dataset, collate: Collate, config: Any, skip: int = 0) -> DataLoader:
+def training_loader(
+    data: Dataset, collate: Collate, config: Any, skip: int = 0, processes: int = 1
+) -> DataLoader:
     """Shuffled batches for `config.steps` steps of `config.accumulate` batches each, without the
     first `skip`."""
     batches = config.steps * config.accumulate
-    sampler = ShuffledBatches(len(data), config.batch, batches, config.seed, skip)
+    sampler = ShuffledBatches(len(data), config.batch, batches, config.seed, skip, processes)
     options = loading(0 if data.kept else config.workers)
     return DataLoader(data, batch_sampler=sampler, collate_fn=collate, **options)
 
 
-def in_order(data: Dataset, collate: Collate, batch: int, workers: int = 0) -> DataLoader:
+def in_order(
+    data: Dataset, collate: Collate, batch: int, workers: int = 0, processes: int = 1
+) -> DataLoader:
     """All rows once, in order, the last batch as short as it comes; with several processes
-    Accelerate fills it up with the first rows, which `gather_for_metrics` drops again."""
+    Accelerate fills it up with the first rows, which `gather_for_metrics` drops again, and of which
+    `own_rows` tells."""
     options = loading(0 if data.kept else workers)
     options["persistent_workers"] = options["num_workers"] > 0  # it is read again and again
+    batch = shared_batch(batch, len(data), processes)
     return DataLoader(data, batch_size=batch, collate_fn=collate, **options)

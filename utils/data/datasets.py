@@ -4,10 +4,13 @@ import hashlib
 import json
 import re
 import reprlib
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from utils.data.answers import normalise_answer
 
 FILE_NAME = re.compile(r"(?!\.\.?$)[^/\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # never outside a folder
 PLACEHOLDER = re.compile(r"<(Object|LR|LRer|FL|TH|LL|BA)>")
@@ -174,8 +177,26 @@ def parse_question(row: dict, where: str) -> Question:
         type=kind,
         template=template,
         text=_text(text, f"{where}: templ_values"),
-        answer=_text(row["anser"], f"{where}: anser"),
+        answer=_answer(row["anser"], f"{where}: anser"),
     )
+
+
+def _answer(value: Any, where: str) -> str:
+    """The text of an answer; DataError naming `where` if saying nothing would be right."""
+    answer = _text(value, where)
+    if not normalise_answer(answer):
+        raise DataError(f"{where} is {reprlib.repr(value)}, no answer; mend or remove the row")
+    return answer
+
+
+def contradicting(rows: Sequence[Caption] | Sequence[Question]) -> int:
+    """How many questions are asked of the same clip again with another answer: not all of these
+    can be answered right. Captions do not contradict one another."""
+    questions = [row for row in rows if isinstance(row, Question)]
+    answers = defaultdict(set)
+    for q in questions:
+        answers[q.video_id, q.text].add(normalise_answer(q.answer))
+    return sum(len(answers[q.video_id, q.text]) > 1 for q in questions)
 
 
 def is_deleted(row: dict, where: str) -> bool:

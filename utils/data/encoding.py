@@ -1,6 +1,6 @@
 """Every clip is encoded once, before training, or at every step in a run without a cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from modules.system import System
-from modules.token_transmitter import TokenTransmitter
-from utils.data.clips import ClipMedia, Clips, ClipTokens, loading
+from modules.token_transmitter import TokenTransmitter, Windows
+from utils.data.clips import ClipMedia, Clips, ClipTokens
 from utils.data.datasets import DataError, listing, read_splits, without_media
 from utils.data.features import (
     Job,
@@ -25,6 +25,7 @@ from utils.data.features import (
     model_fingerprint,
     packed,
 )
+from utils.data.loading import loading
 from utils.data.media import MediaError, Reader
 from utils.files import write_whole
 from utils.mini.world import prepare_mini
@@ -79,7 +80,9 @@ def load_clips(
         if not good:
             raise DataError(f"{root}: no clip of the {split} split is left to read")
         splits[split] = ClipTokens(good, folders) if folders else ClipMedia(good, root, readers)
-    return Clips(splits, files, {split: len(part) for split, part in rows.items()}, left_out)
+    clips = Clips(splits, files, {split: len(part) for split, part in rows.items()}, left_out)
+    accelerator.print(clips.summary(), flush=True)
+    return clips
 
 
 def fill_cache(
@@ -136,10 +139,11 @@ def unreadable_clips(
     found = {}
     for reader in readers.values():
         paths = [reader.path(root, video_id) for video_id in video_ids]
-        loader = media_batches(reader, paths, config.encode_batch, config.workers)
         quiet = not accelerator.is_main_process
-        bar = tqdm(loader, f"checking {reader.kind}", unit="batch", disable=quiet)
-        found |= {video_ids[i]: reason for _, _, bad in bar for i, reason in bad}
+        label = f"checking {reader.kind}"
+        for i, clip in tqdm(read_ahead(reader, paths, config.workers), label, disable=quiet):
+            if isinstance(clip, str):
+                found[video_ids[i]] = clip
     return found
 
 
@@ -153,29 +157,30 @@ class Inputs(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> tuple[int, Tensor | str]:
+    def __getitem__(self, i: int) -> tuple[int, tuple[Tensor, Windows | None] | str]:
         try:
             return i, self.read(self.paths[i])
         except (MediaError, OSError) as error:
             return i, " ".join(str(error).split())
 
 
-def join_inputs(
-    items: list[tuple[int, Tensor | str]],
-) -> tuple[Tensor | None, list[tuple[int, int]], list[tuple[int, str]]]:
-    """A batch's inputs, the number and rows of each good clip, the number and reason of each bad
-    one. Done in the workers, so that what they hand over can be pinned as it is."""
-    good = [(i, x) for i, x in items if not isinstance(x, str)]
-    bad = [(i, x) for i, x in items if isinstance(x, str)]
-    inputs = torch.cat([x for _, x in good]) if good else None
-    return inputs, [(i, len(x)) for i, x in good], bad
+def read_ahead(reader: Reader, paths: list[Path], workers: int) -> DataLoader:
+    """Yields the items of `Inputs`, read in workers that hold no accelerator: clips one by one, of
+    which the longest may fill many encoder calls."""
+    return DataLoader(Inputs(paths, reader), batch_size=None, **loading(workers))
 
 
-def media_batches(reader: Reader, paths: list[Path], batch: int, workers: int) -> DataLoader:
-    """Clips as `join_inputs` gives them, read in workers that hold no accelerator."""
-    return DataLoader(
-        Inputs(paths, reader), batch_size=batch, collate_fn=join_inputs, **loading(workers)
-    )
+def in_calls(clips: Iterable, rows: int) -> Iterator[list]:
+    """Clips as they fill encoder calls of about so many rows, bad ones among them."""
+    waiting, count = [], 0
+    for i, clip in clips:
+        waiting.append((i, clip))
+        count += 0 if isinstance(clip, str) else len(clip[0])
+        if count >= rows:
+            yield waiting
+            waiting, count = [], 0
+    if waiting:
+        yield waiting
 
 
 @torch.inference_mode()
@@ -193,8 +198,9 @@ def cache_tokens(
     `ways` holds a folder for each compression, with a transmitter; they share the encoder, which
     reads a clip once for all of them.
 
-    Clips are read in loader workers, encoded in batches and written by a thread beside, each as
-    soon as it is done, so that an interrupted run goes on where it stopped.
+    Clips are read in loader workers, encoded `batch` rows (clips of picture, windows of sound) at a
+    time and written by a thread beside, each as soon as it is done, so that an interrupted run goes
+    on where it stopped.
     """
     bad: dict[str, str] = {}
     if not todo:
@@ -215,15 +221,18 @@ def cache_tokens(
     )
     with bar, ThreadPoolExecutor(1) as disk:
         writing = None
-        for inputs, good, failed in media_batches(reader, [j.path for j in todo], batch, workers):
-            bad |= {todo[i].video_id: reason for i, reason in failed}
-            if inputs is not None:
-                clips = tx.read(inputs.to(device, non_blocking=True), [rows for _, rows in good])
+        for part in in_calls(read_ahead(reader, [job.path for job in todo], workers), batch):
+            bad |= {todo[i].video_id: clip for i, clip in part if isinstance(clip, str)}
+            good = [(todo[i], *clip) for i, clip in part if not isinstance(clip, str)]
+            if good:
+                jobs, inputs, windows = map(list, zip(*good, strict=True))
+                inputs = torch.cat(inputs).to(device, non_blocking=True)  # (rows, ...)
+                clips = tx.read(inputs, windows if windows[0] else None, batch)
                 tokens = {f: way.compress(clips).half().cpu() for f, way in ways.items()}
                 if writing is not None:
                     writing.result()  # a full disk shows here
-                writing = disk.submit(keep, [todo[i] for i, _ in good], tokens)
-            bar.update(len(good) + len(failed))
+                writing = disk.submit(keep, jobs, tokens)
+            bar.update(len(part))
         if writing is not None:
             writing.result()
     return bad

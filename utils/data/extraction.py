@@ -1,210 +1,235 @@
 """One video's sound and frames, as the encoders read them.
 
 A video becomes OUT/ast_audio/ID.wav (16 kHz, mono, 16 bit) and OUT/vivit_frames/ID/frame_0001.png
-and so on, spread evenly in time over the whole clip.
+and so on, spread evenly in time over the whole clip. Sound and picture keep their common time line:
+a stream that starts late begins with silence or with its first frame, and a gap stays as long as it
+was. OUT/sources/ID.json says of which file they were made, and what is to be known about it.
 """
 
 import io
 import os
-import shutil
 import wave
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import partial
-from itertools import chain, groupby
 from pathlib import Path
 from uuid import uuid4
 
 import av
 import numpy as np
-from av.container import InputContainer
-from av.stream import Disposition, Stream
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Colorspace, Interpolation
 from PIL import Image
+
+from utils.data.sources import (
+    SCRATCH,
+    begin_record,
+    end_record,
+    remove,
+    source_of,
+    targets,
+    there,
+)
+from utils.data.tracks import Clip, decoded, open_media, read_clip
 
 SAMPLE_RATE = 16000  # Hz, what AST reads
 # Bilinear averages over all source pixels when it shrinks; without the two other flags, libswscale
 # rounds down and pictures come out about two levels too dark.
 SCALING = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
-# Containers of videos, and of files that are often misnamed. Never playlists: a text file could
-# make the decoder read other files.
-FORMATS = "mov,matroska,webm,avi,flv,asf,ogg,mpeg,mpegts"
-SCRATCH = ".partial-"  # prefix in OUT of what is not finished
-Span = tuple[int, int, int]  # first and last presentation time, end of the last frame; time base
-
-
-def targets(clip: Path, out: Path) -> tuple[Path, Path]:
-    """Where the sound and the frames of a clip go."""
-    return out / "ast_audio" / f"{clip.stem}.wav", out / "vivit_frames" / clip.stem
-
-
-def finished(target: Path) -> bool:
-    """Whether a target is there; it is whole if it is, but somebody may have emptied a folder."""
-    return target.is_file() or (target / "frame_0001.png").is_file()
+JITTER = Fraction(1, 20)  # s by which a time stamp may be off without being a gap
+STANDS = Fraction(1, 4)  # s that a frame may stay on show without being a gap
+SILENT = 32  # of 32768, the peak of a sound that nobody hears (-60 dB)
+UNTAGGED = 2  # matrix coefficients, and the transfer characteristics of HDR (ITU-T H.273)
+HDR = {16: "PQ", 18: "HLG"}
 
 
 def extract_clip(
     path: Path, out: Path, frames: int = 32, fps: float | None = None, size: int = 224
 ) -> list[str]:
-    """Extract one video to `out`, leaving alone what is there already.
+    """Extract one video to `out`, leaving alone what is there already of this very file.
 
-    Returns what could not be had ("no audio stream"), nothing if the clip is complete. Sound and
-    frames appear whole or not at all. Raises OSError, naming the file, if `out` cannot be written.
+    Returns what could not be had ("no audio stream"), nothing if the clip is complete; its record
+    holds what else is to be known. Sound and frames appear whole or not at all, and results of
+    another file of this name go. Raises OSError, naming the file, if `out` cannot be written.
     """
-    path, out, problems = Path(path), Path(out), []
+    path, out = Path(path), Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        source = source_of(path)
+    except OSError as error:  # it was moved meanwhile
+        return [f"cannot be read ({error.strerror})"]
+    record = begin_record(path, out, source)
+    try:
+        clip = read_clip(path)
+    except Exception as error:  # whatever a damaged file makes the demuxer raise
+        end_record(path, out, record, [])
+        return [reason(error)]
+    problems = []
     write_images = partial(write_frames, frames=frames, fps=fps, size=size)
     for target, write in zip(targets(path, out), (write_sound, write_images), strict=True):
-        if finished(target):
-            continue
-        part = out / f"{SCRATCH}{uuid4().hex}"
-        try:
-            write(path, part)
-            target.parent.mkdir(exist_ok=True)
-            os.replace(part, target)
-        except av.FFmpegError as error:
-            problems.append(f"cannot be decoded ({error.strerror})")
-        except OSError as error:  # the disk's fault, not the clip's: all others would fail too
-            raise OSError(error.errno, error.strerror, str(target)) from error
-        except Exception as error:  # whatever a damaged file makes the decoder raise
-            problems.append(" ".join(str(error).split()) or type(error).__name__)
-        finally:
-            remove(part)
+        if not there(target) and (problem := write_target(clip, write, target, out)):
+            problems.append(problem)
+    end_record(path, out, record, clip.notes)
     return list(dict.fromkeys(problems))
 
 
-def remove(part: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if part.is_dir():
-        shutil.rmtree(part)
-    else:
-        part.unlink(missing_ok=True)
+def write_target(clip: Clip, write, target: Path, out: Path) -> str | None:
+    """Write the sound or the frames of a clip; returns what was wrong with it, if anything."""
+    part = out / f"{SCRATCH}{uuid4().hex}"
+    try:
+        write(clip, part)
+        remove(target)  # an empty folder
+        target.parent.mkdir(exist_ok=True)
+        os.replace(part, target)
+    except av.FFmpegError as error:
+        return reason(error)
+    except OSError as error:  # the disk's fault, not the clip's: all others would fail too
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    except Exception as error:  # whatever a damaged file makes the decoder raise
+        return reason(error)
+    finally:
+        remove(part)
+    return None
 
 
-def write_sound(path: Path, target: Path) -> None:
-    """Write the whole sound of a video as a mono 16-bit wav. Raises ValueError if it has none."""
-    with open_media(path) as container:
-        stream = next(iter(container.streams.audio), None)
-        if stream is None:
-            raise ValueError("no audio stream")
-        with wave.open(str(target), "wb") as file:
-            file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", None))
-            for samples in to_mono(decoded(container, stream)):
-                file.writeframesraw(samples)
-            if file.getnframes() == 0:
-                raise ValueError("no decodable sound")
+def reason(error: Exception) -> str:
+    if isinstance(error, av.FFmpegError):
+        return f"cannot be decoded ({error.strerror})"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
-def to_mono(frames: Iterable[av.AudioFrame]) -> Iterator[bytes]:
-    """Yield the samples of audio frames as 16-bit mono at SAMPLE_RATE."""
-    # Rate and layout may change within a file, and a resampler takes only one of each.
-    kinds = groupby(frames, lambda f: (f.sample_rate, f.format.name, f.layout.name))
-    for (rate, *_), alike in kinds:
-        if not 1_000 <= rate <= 1_000_000:  # a damaged header; the converted sound fills the disk
-            raise ValueError(f"has a sample rate of {rate} Hz")
-        resampler = av.AudioResampler("s16", "mono", SAMPLE_RATE)
-        for frame in chain(alike, [None]):  # None asks for the samples held back
-            for block in resampler.resample(frame):
-                yield block.to_ndarray().tobytes()
+def write_sound(clip: Clip, target: Path) -> None:
+    """Write the sound of a clip as a mono 16-bit wav as long as its time line, with silence where
+    there is none. Raises ValueError if there is no sound at all."""
+    if clip.audio is None:
+        raise ValueError("no audio stream")
+    length, written, heard, peak = samples_in(clip.seconds), 0, 0, 0
+    with wave.open(str(target), "wb") as file, open_media(clip.path) as container:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", None))
+        for place, samples in placed(decoded(container, clip.audio.index), clip.start):
+            place = written if place is None else min(place, length)
+            if place > written:
+                file.writeframesraw(bytes(2 * (place - written)))
+                written = place
+            samples = samples[written - place :][: length - written]  # an overlap is heard once
+            file.writeframesraw(samples.tobytes())
+            written += len(samples)
+            heard += len(samples)
+            peak = max(peak, int(np.abs(samples.astype(np.int32)).max(initial=0)))
+        file.writeframesraw(bytes(2 * (length - written)))
+    if not heard:
+        raise ValueError("no decodable sound")
+    clip.note_loss("sound", Fraction(heard, SAMPLE_RATE))
+    if peak < SILENT:
+        clip.notes.append("its sound is silent")
 
 
-def write_frames(path: Path, folder: Path, frames: int, fps: float | None, size: int) -> None:
-    """Write frames spread evenly in time as folder/frame_0001.png and so on.
-
-    Raises ValueError if the video has no video stream or no frame that decodes.
-    """
-    with open_media(path) as container:  # times come from the packets first: nothing is decoded
-        packets = container.demux(video_stream(container))
-        span = span_of([(p.pts, p.duration) for p in packets if p.size and not p.is_discard])
-    seen = write_spread(path, folder, span, frames, fps, size)
-    if seen[:2] != span[:2]:  # a damaged file, whose packets promise more than can be decoded
-        shutil.rmtree(folder)
-        write_spread(path, folder, seen, frames, fps, size)
-
-
-def span_of(stamps: list[tuple[int | None, int | None]]) -> Span:
-    """The span that frames of these (pts, duration) cover. Raises ValueError if none has a pts."""
-    stamps = sorted((pts, duration or 0) for pts, duration in stamps if pts is not None)
-    if not stamps:
-        raise ValueError("no decodable frame")
-    first, (last, duration) = stamps[0][0], stamps[-1]
-    end = last + (duration or (last - first) // max(1, len(stamps) - 1))
-    # mp4 stores the time to the next frame in order of decoding, which for the last one shown may
-    # be a gap that lies before it. The sum is right, but for a unit of rounding a frame elsewhere.
-    total = first + sum(duration for _, duration in stamps)
-    return first, last, total if last < total < end - len(stamps) else end
+def placed(
+    frames: Iterable[tuple[Fraction | None, av.AudioFrame]], start: Fraction
+) -> Iterator[tuple[int | None, np.ndarray]]:
+    """Yield stretches of sound as 16-bit mono at SAMPLE_RATE, each with its place, in samples, on
+    the time line that begins at `start`; None where it goes on after the one before."""
+    resampler, kind, due = None, None, start  # `due`: s at which the next frame should begin
+    for time, frame in frames:
+        if not 1_000 <= frame.sample_rate <= 1_000_000:  # a damaged header
+            raise ValueError(f"has a sample rate of {frame.sample_rate} Hz")
+        # Rate and layout may change within a file, and a resampler takes only one of each.
+        now = (frame.sample_rate, frame.format.name, frame.layout.name)
+        jump = time is not None and (kind is None or abs(time - due) > JITTER)
+        if jump or now != kind:
+            if resampler is not None:
+                yield None, resampled(resampler, None)
+            resampler, kind = av.AudioResampler("s16", "mono", SAMPLE_RATE), now
+        due = time if jump else due
+        frame.pts = None  # the resampler would fill small gaps itself
+        yield samples_in(due - start) if jump else None, resampled(resampler, frame)
+        due += Fraction(frame.samples, frame.sample_rate)
+    if resampler is not None:
+        yield None, resampled(resampler, None)
 
 
-def write_spread(
-    path: Path, folder: Path, span: Span, frames: int, fps: float | None, size: int
-) -> Span:
-    """Cut a span into equal segments and write the frame that is on show at the centre of each.
+def resampled(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> np.ndarray:
+    """What comes out for a frame, or the samples held back for None."""
+    blocks = [block.to_ndarray().ravel() for block in resampler.resample(frame)]
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.int16)
+
+
+def samples_in(seconds: Fraction) -> int:
+    return round(seconds * SAMPLE_RATE)
+
+
+def write_frames(clip: Clip, folder: Path, frames: int, fps: float | None, size: int) -> None:
+    """Cut the time line into equal segments and write the frame that is on show at the centre of
+    each as folder/frame_0001.png and so on.
 
     So a variable frame rate is respected, and too few frames are repeated evenly. Only one frame
-    of full size is held at a time. Returns the span of the frames that were decoded.
+    of full size is held at a time. Raises ValueError if there is no frame that decodes.
     """
+    if clip.video is None:
+        raise ValueError("no video stream")
+    if fps:
+        frames = max(1, round(clip.seconds * Fraction(fps)))
+        if frames > 100_000:  # a damaged time would fill the disk
+            raise ValueError(f"would give {frames} frames; its times may be damaged")
     folder.mkdir()
-    first, _, end = span
-    stamps, shown, number = [], None, 0
-    with open_media(path) as container:
-        stream = video_stream(container)
-        stream.codec_context.thread_count = 1  # clips run in parallel already
-        if fps:
-            frames = max(1, round((end - first) * stream.time_base * Fraction(fps)))
-            if frames > 100_000:  # a damaged time would fill the disk
-                raise ValueError(f"would give {frames} frames; its times may be damaged")
-        centres = [first + (2 * i + 1) * (end - first) // (2 * frames) for i in range(frames)]
-        for frame in decoded(container, stream):
-            if frame.pts is None:
+    centres = [clip.start + Fraction(2 * i + 1, 2 * frames) * clip.seconds for i in range(frames)]
+    shown, number, spans, good = None, 0, [], 0
+    with open_media(clip.path) as container:
+        container.streams[clip.video.index].codec_context.thread_count = 1  # clips run in parallel
+        for time, frame in decoded(container, clip.video.index):
+            if time is None:
                 continue
-            due = bisect_left(centres, frame.pts)
+            due = bisect_left(centres, time)
             if shown is not None and due > number:
                 save_png(shown, folder, range(number, due), size)
                 number = due
             shown = frame
-            stamps.append((frame.pts, frame.duration))
-        seen = span_of(stamps)
+            spans.append((time, frame.duration * frame.time_base))
+            good += not frame.is_corrupt
+        if shown is None:
+            raise ValueError("no decodable frame")
         if number < frames:
             save_png(shown, folder, range(number, frames), size)
-    return seen
+    clip.note_loss("picture", on_show(spans, clip.end) * min(1, Fraction(good, clip.video.packets)))
+    if kind := HDR.get(int(shown.color_trc)):
+        clip.notes.append(f"is HDR ({kind}) and not tone-mapped: its colours are pale")
+
+
+def on_show(frames: list[tuple[Fraction, Fraction]], end: Fraction) -> Fraction:
+    """The s before `end` in which one of the frames, (time, duration), stands that is not only held
+    over a gap; all that they last if that is more, because the order of durations may be wrong."""
+    ends = [time for time, _ in frames[1:]] + [end]
+    stays = [max(duration, STANDS) for _, duration in frames]
+    seen = sum(min(e - t, s) for (t, _), e, s in zip(frames, ends, stays, strict=True) if e > t)
+    return max(seen, sum(duration for _, duration in frames))
 
 
 def save_png(frame: av.VideoFrame, folder: Path, numbers: Iterable[int], size: int) -> None:
-    """Write one frame, upright and size x size pixels, under each of the numbers (from 0)."""
+    """Write one frame, as it is to be shown and size x size pixels, under each of the numbers (from
+    0)."""
+    # By convention untagged video is bt709 from HD on; libswscale would take it for bt601.
+    hd = frame.colorspace == UNTAGGED and frame.height >= 720
     # Squashed to a square, not cropped: who plays at the left edge may be the question.
-    small = frame.reformat(size, size, "rgb24", interpolation=SCALING, threads=1)
-    pixels = np.rot90(small.to_ndarray(), round(frame.rotation / 90))  # both counter-clockwise
+    small = frame.reformat(
+        *(size, size, "rgb24"),
+        src_colorspace=Colorspace.ITU709 if hd else None,
+        interpolation=SCALING,
+        threads=1,
+    )
     png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG", compress_level=1)
+    Image.fromarray(upright(small.to_ndarray(), frame)).save(png, "PNG", compress_level=1)
     for number in numbers:
         (folder / f"frame_{number + 1:04d}.png").write_bytes(png.getbuffer())
 
 
-def open_media(path: Path) -> InputContainer:
-    # absolute, because a name like "http:x.mp4" would be taken for an address
-    options = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-    try:
-        return av.open(str(path.absolute()), metadata_errors="ignore", options=options)
-    except av.ArgumentError:
-        raise ValueError("is not in a video format") from None
-
-
-def video_stream(container: InputContainer) -> av.VideoStream:
-    """The first real video stream; a cover picture is not one. Raises ValueError without it."""
-    for stream in container.streams.video:
-        if stream.codec_context is None:
-            raise ValueError("unknown video codec")
-        if not stream.disposition & Disposition.attached_pic:
-            return stream
-    raise ValueError("no video stream")
-
-
-def decoded(container: InputContainer, stream: Stream) -> Iterator:
-    """Yield the frames of a stream, passing over packets that do not decode."""
-    for packet in container.demux(stream):
-        try:
-            frames = packet.decode()
-        except av.FFmpegError:  # decoders report damage under many codes
-            continue
-        yield from frames
+def upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:
+    """Turn and mirror pixels (height, width, 3) as the display matrix of their frame says, to the
+    nearest of the eight ways in which a picture can lie."""
+    matrices = [data for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+    if not matrices:
+        return pixels
+    # Row by row, what a step to the right and one down become, in right and down (ISO 14496-12).
+    (a, b), (c, d) = np.frombuffer(bytes(matrices[0]), "<i4").reshape(3, 3)[:2, :2] / 65536
+    if abs(a) + abs(d) < abs(b) + abs(c):  # right and down change places
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])

@@ -23,7 +23,7 @@ from modules.token_transmitter import TokenTransmitter
 from utils.data.media import MediaError, Reader, frame_paths
 from utils.data.models import check_folder
 
-VERSION = 1  # raise it when the way inputs are made changes
+VERSION = 2  # raise it when the way inputs are made changes
 
 
 def model_fingerprint(folder: str | Path) -> str:
@@ -103,12 +103,8 @@ def packed(tokens: Tensor, stamp: str) -> bytes:
 
 
 def clip_bytes(tx: TokenTransmitter, block: int = 4096) -> int:
-    """Bytes on disk of the file of a clip of one window, in whole blocks of the file system."""
-    length = tx.length
-    places = getattr(getattr(tx.encoder, "embeddings", None), "position_embeddings", None)
-    if places is not None:  # an encoder that tells how many patches it has at most
-        length = min(length, places.shape[1] - tx.special)
-    tokens = torch.zeros(tx.special + length, tx.encoder.config.hidden_size)
+    """Bytes on disk of a clip's file, in whole blocks of the file system."""
+    tokens = torch.zeros(tx.special + tx.length, tx.encoder.config.hidden_size)
     return -(-len(packed(tokens, 16 * "0")) // block) * block
 
 

@@ -5,11 +5,15 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from multiprocessing import get_context, parent_process, resource_tracker
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from utils.machine import end_with_parent
+
+LATE = -getattr(signal, "SIGALRM", -14)  # status of a process that its time ended
 
 
 def in_processes(
@@ -37,7 +41,7 @@ def in_processes(
                     idle.append((pipe, process))
                 except (EOFError, OSError):
                     process.join()
-                    late = process.exitcode == -signal.SIGALRM
+                    late = process.exitcode == LATE
                     crashed = "the decoder crashed on it or ran out of memory"
                     problems = [f"took longer than {seconds:g} s" if late else crashed]
                 if isinstance(problems, Exception):
@@ -58,30 +62,52 @@ def new_worker(find_problems: Callable, seconds: float) -> tuple[Connection, Bas
     spawn = get_context("spawn")
     pipe, end = spawn.Pipe()
     process = spawn.Process(target=work, args=(end, find_problems, seconds), daemon=True)
-    # Ctrl-C is the caller's: the process inherits that it is blocked, so even its start is quiet.
+    with end, blocked_interrupts():
+        process.start()
+    return pipe, process
+
+
+@contextmanager
+def blocked_interrupts() -> Iterator[None]:
+    """Ctrl-C is the caller's: a process that starts here inherits that it is blocked, so even its
+    start is quiet."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
     resource_tracker.ensure_running()  # or `start` would begin it, and that unblocks Ctrl-C
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        with end:
-            process.start()
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return pipe, process
 
 
 def work(pipe: Connection, find_problems: Callable, seconds: float) -> None:
     """Answer what comes through the pipe, and end with the caller's process, even if it is killed:
     at once, or when the time is up if a decoder hangs so that no other thread runs."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+    end_with_parent()
     with suppress(EOFError, OSError):  # the caller's end, seen before the thread saw it
         while True:
             item = pipe.recv()
-            # The system ends it, whatever it does: a decoder that hangs runs no Python any more.
-            signal.setitimer(signal.ITIMER_REAL, seconds)
-            try:
-                answer = find_problems(item)
-            except Exception as error:
-                answer = error
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            with ending_after(seconds):
+                try:
+                    answer = find_problems(item)
+                except Exception as error:
+                    answer = error
             pipe.send(answer)
+
+
+@contextmanager
+def ending_after(seconds: float) -> Iterator[None]:
+    """What takes longer ends this process. The system does it, whatever runs: a decoder that hangs
+    runs no Python any more. Only where it cannot (Windows) does a thread."""
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    else:
+        timer = threading.Timer(seconds, os._exit, (LATE,))
+        timer.start()
+        yield
+        timer.cancel()

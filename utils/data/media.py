@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from scipy.signal import resample_poly
 from torch import Tensor
 from transformers import ASTFeatureExtractor, VivitImageProcessor
 
+from modules.token_transmitter import Windows
 from utils.data.datasets import frames_path, wav_path
 
 FRAME_NAME = re.compile(r"frame_(\d+)\.(png|jpg|jpeg)", re.IGNORECASE)
@@ -74,12 +75,13 @@ def frame_paths(folder: Path) -> list[Path]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read one image as 8-bit RGB. Raises MediaError if it is damaged."""
+    """Read one image as 8-bit RGB, turned as its EXIF says. Raises MediaError if it is damaged."""
     try:
         with warnings.catch_warnings():  # a damaged header may promise a picture of gigabytes
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             opened = Image.open(path)
-        with opened as image:
+        with opened:
+            image = ImageOps.exif_transpose(opened)
             if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
                 grey = np.asarray(image).astype(np.float32) / 257  # 65535 / 255
                 return Image.fromarray(grey.round().clip(0, 255).astype(np.uint8)).convert("RGB")
@@ -123,8 +125,8 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def video_input(processor: VivitImageProcessor, config: Any, folder: Path) -> Tensor:
-    """A clip's frames as ViViT reads them: (1, frames, 3, height, width), float32.
+def video_input(processor: VivitImageProcessor, config: Any, folder: Path) -> tuple[Tensor, None]:
+    """A clip's frames as ViViT reads them: (1, frames, 3, height, width), float32, without padding.
 
     Frames are resized to the model's size whole: a centre crop would cut off the performers at
     the sides.
@@ -140,14 +142,15 @@ def video_input(processor: VivitImageProcessor, config: Any, folder: Path) -> Te
         input_data_format="channels_last",  # not guessed: a picture may be 3 pixels high
         return_tensors="np",
     )
-    return torch.from_numpy(out["pixel_values"].astype(np.float32))
+    return torch.from_numpy(out["pixel_values"].astype(np.float32)), None
 
 
-def audio_input(extractor: ASTFeatureExtractor, config: Any, path: Path) -> Tensor:
-    """A clip's sound as AST reads it: (windows, time, mel), float32.
+def audio_input(extractor: ASTFeatureExtractor, config: Any, path: Path) -> tuple[Tensor, Windows]:
+    """A clip's sound as AST reads it, (windows, time, mel), float32, and how much of the windows is
+    sound.
 
     The whole clip is read as consecutive windows of the model's length (10.24 s for the published
-    one), so that no sound is dropped.
+    one), so that no sound is dropped, but for a rest below 0.1 s.
     """
     rate = extractor.sampling_rate
     wave = read_wav(path, rate)
@@ -155,9 +158,21 @@ def audio_input(extractor: ASTFeatureExtractor, config: Any, path: Path) -> Tens
         raise MediaError(f"{path}: shorter than 25 ms; remove the clip")
     hop, frame = rate // 100, rate // 40  # kaldi's 10 ms hop and 25 ms frame
     step = extractor.max_length * hop
-    windows = [wave[i : i + step + frame - hop] for i in range(0, len(wave) - frame + 1, step)]
+    starts = [i for i in range(0, len(wave), step) if i == 0 or len(wave) - i >= rate // 10]
+    windows = [wave[i : i + step + frame - hop] for i in starts]
     out = extractor(windows, sampling_rate=rate, return_tensors="np")
-    return torch.from_numpy(np.asarray(out["input_values"], dtype=np.float32))
+    inputs = torch.from_numpy(np.asarray(out["input_values"], dtype=np.float32))
+    frames = torch.tensor([1 + (len(window) - frame) // hop for window in windows])
+    within = frames[:, None] > patch_starts(config)  # (windows, patches)
+    return inputs, Windows(frames, within.flatten().nonzero()[:, 0])
+
+
+def patch_starts(config: Any) -> Tensor:
+    """The frame of the spectrogram at which each of AST's patch tokens begins, (patches,): in their
+    order, all times of the lowest frequencies first."""
+    size, mels, frames = config.patch_size, config.num_mel_bins, config.max_length
+    rows = (mels - size) // config.frequency_stride + 1
+    return torch.arange(0, frames - size + 1, config.time_stride).repeat(rows)
 
 
 @dataclass(frozen=True)
@@ -165,11 +180,12 @@ class Reader:
     """Turns a clip's media into encoder inputs (rows, ...); picklable, for loader workers."""
 
     kind: str  # of media: visual or audio
-    read: Callable[[Any, Any, Path], Tensor]
+    read: Callable[[Any, Any, Path], tuple[Tensor, Windows | None]]
     processor: Any
     config: Any  # the encoder's, of transformers
 
-    def __call__(self, path: Path) -> Tensor:
+    def __call__(self, path: Path) -> tuple[Tensor, Windows | None]:
+        """The inputs, and how much of them is the clip where it is read in windows."""
         return self.read(self.processor, self.config, path)
 
     def path(self, root: str | Path, video_id: str) -> Path:

@@ -22,7 +22,9 @@ from transformers import (
 )
 
 from modules.system import System
+from modules.token_transmitter import Windows
 from utils.data.media import Reader, audio_input, video_input
+from utils.files import shipped
 
 KEPT = ("repo_id", "commit")  # of what the download records
 
@@ -42,7 +44,7 @@ AGAIN = (
 
 def check_folder(folder: str | Path) -> Path:
     """The folder if a model stands in it; FileNotFoundError, in one line, if not."""
-    folder = Path(folder)
+    folder = shipped(folder)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder}: no config.json with *.safetensors there; {AGAIN}")
     return folder
@@ -115,7 +117,8 @@ class Encoder:
     model: type
     processor: type
     special: int  # tokens that it puts in front of its patch tokens
-    read: Callable[[Any, Any, Path], Tensor]  # processor, configuration, media -> (rows, ...)
+    # processor, configuration, media -> (rows, ...), and what of it is the clip
+    read: Callable[[Any, Any, Path], tuple[Tensor, Windows | None]]
     options: dict[str, Any]  # for loading the model
 
 
@@ -159,7 +162,7 @@ def special_tokens(config: Any) -> dict[str, int]:
 def load_encoder(folder: str | Path, kind: str) -> tuple[nn.Module, Reader]:
     """A frozen encoder of `visual` or `audio` media, and what reads media for it; errors as for
     `encoder_of`."""
-    entry, folder = encoder_of(folder, kind), Path(folder)
+    entry, folder = encoder_of(folder, kind), check_folder(folder)
     model = load_weights(entry.model, folder, **entry.options)
     processor = load(entry.processor, folder)
     return model, Reader(entry.kind, entry.read, processor, model.config)

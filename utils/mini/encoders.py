@@ -172,7 +172,7 @@ def pretrain_ast(extraction: Path, clips: dict[str, Scene], epochs: int, out: Pa
     )
     plain = extractor(do_normalize=False)
     wavs = [extraction / "ast_audio" / f"{name}.wav" for name in clips]
-    raw = torch.cat([audio_input(plain, config, w)[:1] for w in tqdm(wavs, "spectrograms")])
+    raw = torch.cat([audio_input(plain, config, w)[0][:1] for w in tqdm(wavs, "spectrograms")])
     mean, std = raw.mean().item(), raw.std().item()
     model = ASTModel(config)
 
@@ -200,7 +200,7 @@ def pretrain_vivit(extraction: Path, clips: dict[str, Scene], epochs: int, out: 
     size = {"height": FRAME_SIZE, "width": FRAME_SIZE}
     processor = VivitImageProcessor(size=size, crop_size=size, offset=True, do_normalize=False)
     folders = tqdm([extraction / "vivit_frames" / name for name in clips], "frames")
-    videos = (video_input(processor, config, folder)[0] for folder in folders)
+    videos = (video_input(processor, config, folder)[0][0] for folder in folders)
     frames = torch.stack([((v + 1) * 127.5).round().to(torch.uint8) for v in videos])
     model = VivitModel(config, add_pooling_layer=False)
 

@@ -8,6 +8,7 @@ call `prepare` when the preset is `mini` and the data is missing.
 """
 
 import json
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +21,9 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from utils.data.sources import VERSION
 from utils.files import whole, write_whole
+from utils.machine import end_with_parent
 from utils.mini.scenes import SPLITS, Scene, draw_scene
 from utils.mini.sounds import SAMPLE_RATE, render_sound
 from utils.mini.sprites import FPS, HEIGHT, WIDTH, render_frames
@@ -112,15 +115,45 @@ def write_videos(folder: Path, clips: dict[str, Scene], workers: int, label: str
     lacking = {path: scene for path, scene in paths.items() if not path.exists()}
     if not lacking:
         return
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(max(1, workers), get_context("spawn"), end_with_parent) as pool:
         written = pool.map(write_video, lacking, lacking.values(), chunksize=16)
         list(tqdm(written, label, len(lacking), unit="clip"))
+
+
+def settle_marker(folder: Path, stamp: dict) -> None:
+    """See that a folder is a mini world's: it holds the marker, or gets it while it is empty."""
+    marker = folder / "world.json"
+    if folder.name not in CLIPS:
+        raise ValueError(
+            f"{folder}: a mini world's folder is named {' or '.join(CLIPS)}; "
+            "name it so by --data, or add --preset paper for data of your own"
+        )
+    if marker.exists():
+        found = json.loads(marker.read_text())
+        if found == stamp:
+            return
+        if found | {"extraction": VERSION} != stamp:
+            raise ValueError(
+                f"{folder}: holds a mini world of another seed or size; remove it first"
+            )
+        shutil.rmtree(folder / "extraction", ignore_errors=True)  # of another version: made anew
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder}: holds data that is not the mini world's, which is only written into a "
+            "folder of its own; add --preset paper to read it, or name an empty folder by --data"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(marker, json.dumps(stamp))
 
 
 def prepare(
     root: Path, dataset: str, clips: Sequence[int], seed: int = 0, workers: int = 2
 ) -> Path:
-    """Write one data set of the mini world and preprocess it; what stands is kept.
+    """Write one data set of the mini world and preprocess it; what stands is kept, and nothing is
+    written where all of it does.
+
+    Its marker is the first file that is written, and only into a folder that is empty or not there:
+    whatever else lies in a folder of that name is somebody's own.
 
     Args:
         root: folder of the mini world.
@@ -129,25 +162,22 @@ def prepare(
         seed: of the world.
         workers: processes.
 
-    Returns the data set's folder. Raises ValueError where another world stands in its place.
+    Returns the data set's folder. Raises ValueError for a data set of another name, and where
+    another world or data of one's own stands in its place.
     """
     counts = dict(zip(SPLITS, clips, strict=True))
     folder = root / dataset
-    stamp = {"seed": seed, "clips": counts}
-    marker = folder / "world.json"
-    if marker.exists() and json.loads(marker.read_text()) != stamp:
-        raise ValueError(f"{folder}: holds a mini world of another seed or size; remove it first")
+    settle_marker(folder, {"seed": seed, "clips": counts, "extraction": VERSION})
     annotations, everything = folder / "annotations", {}
-    annotations.mkdir(parents=True, exist_ok=True)
+    annotations.mkdir(exist_ok=True)
     for split in SPLITS:
         drawn = scenes(dataset, split, counts[split], seed)
         everything |= drawn
         valor = dataset == "VALOR"
         path = annotations / (f"desc_{split}.json" if valor else f"avqa-{split}.json")
-        if not (marker.exists() and path.exists()):
+        if not path.exists():
             rows = valor_rows(drawn) if valor else music_avqa_rows(drawn, QUESTIONS_A_CLIP[split])
             write_whole(path, json.dumps(rows, indent=1))
-    write_whole(marker, json.dumps(stamp))
     videos, extraction = folder / "videos", folder / "extraction"
     write_videos(videos, everything, workers, f"{dataset}-mini: writing videos")
     preprocess(videos, extraction, frames=FRAMES, size=FRAME_SIZE, workers=workers)

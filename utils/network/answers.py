@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from modules.channel import Channel
 from modules.system import MEDIA, Answering, Batch
+from utils.data.answers import is_right
 from utils.data.clips import ClipTokens, Collate, in_order
-from utils.report.metrics import is_right
 
 
 def of_scenes(values: np.ndarray) -> dict[str, np.ndarray]:

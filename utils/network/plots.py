@@ -1,5 +1,6 @@
 """The figures of task_network.py."""
 
+from functools import partial
 from itertools import permutations
 
 import matplotlib.pyplot as plt
@@ -8,7 +9,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from modules.network.loss_curve import LossCurve
-from utils.report.plots import COLOURS, MARKERS, band, doubling, dress, save, styles
+from utils.report.plots import COLOURS, MARKERS, band, doubling, draw_all, dress, save, styles
 
 PARTS = {"encode_s": "encode", "uplink_s": "uplink", "foundation_s": "foundation model"}
 NICE = np.outer(10.0 ** np.arange(6), [1, 1.5, 2, 3, 4, 5, 7]).ravel()  # ticks of latency, ms
@@ -17,15 +18,16 @@ NICE = np.outer(10.0 ** np.arange(6), [1, 1.5, 2, 3, 4, 5, 7]).ravel()  # ticks 
 def draw(found: dict, stem: str) -> list[str]:
     """Every figure of the metrics that task_network.py writes; their paths."""
     curve, snr_db = LossCurve(**found["loss_curves"]["measured"]), found["config"]["curve_snr_db"]
-    return [
-        loss_points(found["loss_points"], curve, snr_db, f"{stem}-curve.png"),
-        budgets(found["over_budgets"], f"{stem}-objective.png"),
-        convergence(found["histories"], f"{stem}-convergence.png"),
-        front(found["over_weights"], f"{stem}-front.png"),
-        users(found["over_users"], f"{stem}-users.png"),
-        latency_parts(found["median_spent"], f"{stem}-latency.png"),
-        links(found["links"], f"{stem}-digital.png"),
-    ]
+    figures = {
+        "curve": partial(loss_points, found["loss_points"], curve, snr_db),
+        "objective": partial(budgets, found["over_budgets"]),
+        "convergence": partial(convergence, found["histories"]),
+        "front": partial(front, found["over_weights"]),
+        "users": partial(users, found["over_users"]),
+        "latency": partial(latency_parts, found["median_spent"]),
+        "digital": partial(links, found["links"]),
+    }
+    return draw_all({f"{stem}-{name}.png": figure for name, figure in figures.items()})
 
 
 def loss_points(points: list[dict], curve: LossCurve, snr_db: float, path: str) -> str:

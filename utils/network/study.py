@@ -27,7 +27,7 @@ from modules.network.loss_curve import LossCurve, fit_loss_curve
 from modules.system import MEDIA
 from utils.config import check as check_fields
 from utils.data.models import special_tokens
-from utils.files import check_writable
+from utils.files import check_writable, shipped
 from utils.network.flops import audio_flops, foundation_flops, visual_flops
 
 KINDS = MEDIA  # the users take turns: a scene is a camera and a microphone
@@ -126,9 +126,13 @@ def check(config: Any, models: Any) -> None:
         raise ValueError(f"--curve {config.curve}: say measured or sweep")
     if config.reference_length not in config.lengths:
         raise ValueError(f"--reference_length {config.reference_length}: must be among --lengths")
+    if (3 * len(config.lengths) - 2) * config.repeats < 5:  # as `measure_lengths` takes them
+        raise ValueError(
+            f"--lengths {config.lengths}: a loss curve needs 5 points; name more, or more --repeats"
+        )
     if config.cache == "none":
         raise ValueError("--cache none: the study reads cached tokens; name a folder")
-    if config.curve == "sweep" or Path(config.sweep).is_file():
+    if config.curve == "sweep" or shipped(config.sweep).is_file():
         fit_sweep(config.sweep)
     check_writable(Path(config.out), "--out")
     if config.figures != "none":
@@ -151,11 +155,11 @@ def fit_sweep(path: str) -> LossCurve:
     Raises:
         FileNotFoundError, ValueError: in a line that names the file.
     """
-    if not Path(path).is_file():
+    if not shipped(path).is_file():
         command = "python benchmarks/sweeps.py --only lengths"
         raise FileNotFoundError(f"{path}: no sweep over token lengths; run `{command}` first")
     try:
-        with open(path, newline="") as file:
+        with open(shipped(path), newline="") as file:
             rows = [r for r in csv.DictReader(file) if r["compression"] == "sliding_window"]
         lengths = {kind: [int(row[f"{kind}_tokens"]) for row in rows] for kind in KINDS}
         return fit_loss_curve(lengths, [float(row["validation_loss"]) for row in rows])

@@ -1,16 +1,18 @@
 """What task_avqa.py says of its answers: scores, and a few test clips to look at."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from utils.data.answers import is_right
 from utils.data.clips import Clips
 from utils.data.datasets import Question, frames_path, wav_path
 from utils.data.media import read_frames, read_wav
 from utils.report import plots
-from utils.report.metrics import accuracy_report, is_right, majority_answers, majority_right
+from utils.report.metrics import accuracy_report, majority_answers, majority_right
 
 
 def scores(
@@ -40,14 +42,7 @@ def scores(
         "baselines": {k: each["overall"] for k, each in baselines.items()},
         "baselines_by_type": {k: each["by_type"] for k, each in baselines.items()},
         "accuracy_by_snr": {f"{snr:g}": score(said)["overall"] for snr, said in answers.items()},
-        "questions": {
-            split: {
-                "scored": len(clips[split]),
-                "without_media": total - len(clips[split]),
-                "total": total,
-            }
-            for split, total in clips.total.items()
-        },
+        "questions": {split: clips.counts(split) for split in clips},
     }
 
 
@@ -73,16 +68,24 @@ def draw(run: Any, found: dict, said: list[str], stem: str) -> list[str]:
         said: answers at the training SNR.
     """
     c, accuracy = run.config, found["accuracy"]
-    examples = example_clips(Path(c.data), run.clips["test"].rows, said)
     title = f"{accuracy['n']} test questions at {c.snr_db:g} dB"
     types, baselines = accuracy["by_type"], found["baselines_by_type"]
     by_snr = {"model": found["accuracy_by_snr"]}
-    return [
-        plots.loss_curve(run.log.rows, run.validation, ["loss"], f"{stem}-loss.png", "fine-tuning"),
-        plots.accuracy_by_type(types, baselines, f"{stem}-types.png", title),
-        plots.accuracy_by_snr(by_snr, c.snr_db, f"{stem}-snr.png"),
-        plots.examples(examples, f"{stem}-examples.png"),
-    ]
+    losses = (run.log.rows, run.validation, ["loss"])
+    return plots.draw_all({
+        f"{stem}-loss.png": partial(plots.loss_curve, *losses, title="fine-tuning"),
+        f"{stem}-types.png": partial(plots.accuracy_by_type, types, baselines, title=title),
+        f"{stem}-snr.png": partial(plots.accuracy_by_snr, by_snr, c.snr_db),
+        f"{stem}-examples.png": partial(
+            draw_examples, Path(c.data), run.clips["test"].rows, said
+        ),
+    })  # fmt: skip
+
+
+def draw_examples(
+    root: Path, questions: Sequence[Question], predictions: Sequence[str], path: str
+) -> str:
+    return plots.examples(example_clips(root, questions, predictions), path)
 
 
 def example_clips(
@@ -90,7 +93,9 @@ def example_clips(
 ) -> list[tuple[np.ndarray, np.ndarray, list[str]]]:
     """Test clips spread over the split, each with its first questions: frames, waveform, lines."""
     names = list(dict.fromkeys(q.video_id for q in questions))
-    picked = [names[i] for i in np.linspace(0, len(names) - 1, clips + 2).astype(int)[1:-1]]
+    picked = names
+    if len(names) > clips:
+        picked = [names[i] for i in np.linspace(0, len(names) - 1, clips + 2).astype(int)[1:-1]]
     shown = []
     for name in picked:
         lines = []

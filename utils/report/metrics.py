@@ -1,6 +1,5 @@
 """What the two stages report: retrieval, answers, accuracies and the baselines beside them."""
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
@@ -10,6 +9,7 @@ from sklearn.metrics import silhouette_score
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from utils.data.answers import is_right
 from utils.data.datasets import QUESTION_TYPES, Question
 
 
@@ -73,18 +73,6 @@ def uniformity(unit: Tensor) -> float:
     if len(unit) < 2:
         return 0.0
     return torch.pdist(unit).square().mul(-2).exp().mean().log().item()
-
-
-def normalise_answer(text: str) -> str:
-    """The form in which answers are compared: lower case, words parted by single spaces, an
-    underscore read as a space, no quotes, and no full stop, comma, ! or ? at the ends."""
-    text = re.sub(r"[\s_]+", " ", text.lower().replace('"', "").replace("'", ""))
-    return text.strip(" .,!?")
-
-
-def is_right(prediction: str, answer: str) -> bool:
-    """Exact match of the normalised forms; part of an answer is not an answer."""
-    return normalise_answer(prediction) == normalise_answer(answer)
 
 
 def accuracy_report(questions: Sequence[Question], right: Sequence[bool]) -> dict:

@@ -1,6 +1,6 @@
 """The figures of a run, readable at the size a README shows them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -18,6 +18,26 @@ BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, "#D55E00", "#56B4E9", "#000000")
 MARKERS = "os^vDP"
 MODALITY_STYLE = {"visual": (BLUE, "o"), "audio": (ORANGE, "^"), "text": (GREEN, "s")}
+
+
+def draw_all(figures: dict[str, Callable[[str], object]]) -> list[str]:
+    """Draw each figure by calling it with its path; the paths of those that could be drawn.
+
+    A figure that cannot be drawn is named in a line and skipped: it is not worth a run's results.
+    This project's settings hold, whatever a matplotlibrc says, such as LaTeX for every text.
+    """
+    drawn = []
+    for path, draw in figures.items():
+        try:
+            with plt.style.context("default", after_reset=True):
+                draw(path)
+            drawn.append(path)
+        except Exception as error:  # of any library, or a full disk
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"{path}: not drawn ({reason[:300]})", flush=True)
+        finally:
+            plt.close("all")
+    return drawn
 
 
 def save(figure: Figure, path: str | Path) -> str:
@@ -112,7 +132,8 @@ def accuracy_by_snr(
 def examples(clips: list[tuple[np.ndarray, np.ndarray, list[str]]], path: str | Path) -> str:
     """Test clips: frames over time, the waveform, and lines of question, answer, prediction.
 
-    Each clip is ((frames, height, width, 3) uint8, (samples,) float at 16 kHz, lines).
+    Each clip is ((frames, height, width, 3) uint8, (samples,) float at 16 kHz, lines). Lines are
+    drawn as they are: a dollar sign in a question begins no mathematics.
     """
     figure, axes = plt.subplots(
         len(clips), 3, figsize=(11, 1.9 * len(clips)), width_ratios=(2.4, 1.3, 3.2), squeeze=False
@@ -125,7 +146,8 @@ def examples(clips: list[tuple[np.ndarray, np.ndarray, list[str]]], path: str | 
         row[1].set(yticks=[], xlabel="time (s)")
         row[1].xaxis.label.set_size(7)
         row[1].tick_params(labelsize=7)
-        row[2].text(0, 0.5, "\n".join(lines), va="center", fontsize=8.5, family="monospace")
+        style = {"va": "center", "fontsize": 8.5, "family": "monospace", "parse_math": False}
+        row[2].text(0, 0.5, "\n".join(lines), **style)
         row[0].axis("off")
         row[2].axis("off")
     figure.tight_layout()

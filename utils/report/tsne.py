@@ -3,14 +3,17 @@
 import csv
 import io
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.collections import LineCollection
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from utils.files import write_whole
-from utils.report.plots import GREY, MODALITY_STYLE, save
+from utils.report.plots import GREY, MODALITY_STYLE, draw_all, save
 
 Points = dict[str, np.ndarray]  # modality to (clips, 2)
 
@@ -29,7 +32,8 @@ def tsne_points(features: dict[str, np.ndarray], seed: int) -> Points:
         perplexity = min(30.0, (len(stacked) - 1) / 3)
         start = "pca" if stacked.shape[1] > 1 else "random"
         tsne = TSNE(perplexity=perplexity, random_state=seed, init=start)
-        points = tsne.fit_transform(stacked)
+        with threadpool_limits(1):  # its threads wait for one another at hundreds of barriers
+            points = tsne.fit_transform(stacked)
     ends = np.cumsum([len(f) for f in features.values()])[:-1]
     return dict(zip(features, np.split(points, ends), strict=True))
 
@@ -45,8 +49,8 @@ def limits(models: Sequence[Points]) -> tuple[tuple[float, float], tuple[float, 
 def draw(axis: plt.Axes, points: Points) -> None:
     """Clips' points, a thin line from each picture and sound to its caption."""
     for modality in (m for m in points if m != "text"):
-        for a, b in zip(points[modality], points["text"], strict=True):
-            axis.plot(*zip(a, b, strict=True), color=GREY, lw=0.25, alpha=0.5, zorder=0)
+        lines = np.stack([points[modality], points["text"]], axis=1)  # (clips, 2 ends, 2)
+        axis.add_collection(LineCollection(lines, color=GREY, lw=0.25, alpha=0.5, zorder=0))
     for modality, xy in points.items():
         colour, marker = MODALITY_STYLE[modality]
         axis.scatter(*xy.T, s=12, c=colour, marker=marker, label=modality, linewidths=0)
@@ -74,15 +78,19 @@ def side_by_side(
 
 
 def one_each(models: dict[str, Points], paths: Sequence[Path]) -> list[str]:
-    """A figure for each model, all with the same axes."""
-    drawn, ranges = [], limits(list(models.values()))
-    for (name, points), path in zip(models.items(), paths, strict=True):
-        figure, axis = plt.subplots(figsize=(4.8, 4.8))
-        draw(axis, points)
-        axis.set(xlim=ranges[0], ylim=ranges[1], title=name)
-        axis.legend(markerscale=1.8, loc="upper right", fontsize=9)
-        drawn.append(save(figure, path))
-    return drawn
+    """A figure for each model, all with the same axes; the paths of those that could be drawn."""
+    ranges = limits(list(models.values()))
+    figures = zip(models.items(), map(str, paths), strict=True)
+    return draw_all({path: partial(alone, *model, ranges) for model, path in figures})
+
+
+def alone(name: str, points: Points, ranges: tuple, path: str) -> str:
+    """A model's points within the given ranges of x and y."""
+    figure, axis = plt.subplots(figsize=(4.8, 4.8))
+    draw(axis, points)
+    axis.set(xlim=ranges[0], ylim=ranges[1], title=name)
+    axis.legend(markerscale=1.8, loc="upper right", fontsize=9)
+    return save(figure, path)
 
 
 def write_points(path: Path, models: dict[str, Points], ids: Sequence[str]) -> str:

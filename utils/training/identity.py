@@ -9,15 +9,23 @@ import ast
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from utils.checkpoints import sha256
 from utils.config import plain
+from utils.data.datasets import (
+    frames_path,
+    read_music_avqa,
+    read_valor,
+    wav_path,
+    without_media,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
+READ = {"align": read_valor, "avqa": read_music_avqa}  # a task's annotations
 DRAWING = {"matplotlib", "plotly"}  # what imports these only draws
 
 # What does not change a run's result: where things lie and how the work is shared out.
@@ -78,17 +86,51 @@ def same_run(config: dict) -> dict:
     return {k: v for k, v in config.items() if k not in PLACES}
 
 
-def finished(config: Any) -> dict | None:
+def data_version(annotations: dict[str, str | None], left_out: Iterable[str]) -> dict:
+    """What names a run's data: each split's annotation file by its SHA-256, and those clips of them
+    that cannot be used."""
+    return {"annotations": annotations, "left_out": sorted(left_out)}
+
+
+@cache
+def annotated(task: str, root: Path, annotations: tuple) -> list[str]:
+    """The clips of the splits whose annotation files have these hashes."""
+    return [row.video_id for split, _ in annotations for row in READ[task](root, split)[0]]
+
+
+def data_now(metrics: dict, config: Any, ended: float) -> dict:
+    """The data that a run which ended then would find now. A clip that could not be read stays left
+    out unless its media changed since."""
+    root = Path(config.data)
+    hashes = {split: sha256(file["path"]) for split, file in metrics["annotations"].items()}
+    names = annotated(metrics["task"], root, tuple(hashes.items())) if hashes else []
+    left_out = set(without_media(root, names))
+    for name in metrics["left_out"].keys() - left_out:
+        media = (wav_path(root, name), frames_path(root, name))
+        if all(path.stat().st_ctime < ended for path in media):
+            left_out.add(name)
+    return data_version(hashes, left_out)
+
+
+def finished(config: Any, data: dict | None = None) -> dict | None:
     """The metrics of the run `config.name` if it ended with these hyperparameters and this code,
-    from the same checkpoint, and its weights stand; else None."""
+    from the same checkpoint and data, and its weights stand; else None.
+
+    `data` is what `data_version` says of the data that was read, if it was; else it is looked at.
+    """
     stem = Path(config.out) / config.name
+    path = stem.with_name(stem.name + ".json")
     try:
-        metrics = json.loads(stem.with_name(stem.name + ".json").read_text())
+        metrics = json.loads(path.read_text())
         wanted = same_run(plain(config))
         same = all(metrics["config"][k] == v for k, v in wanted.items())
         same &= metrics.get("init_sha256") == sha256(getattr(config, "init", "none"))
         same &= metrics["code"] == code_of(config)
         same &= metrics["checkpoint_sha256"] == sha256(stem.with_name(stem.name + ".pth"))
+        if not same or not metrics["checkpoint_sha256"]:
+            return None
+        hashes = {split: file["sha256"] for split, file in metrics["annotations"].items()}
+        found = data or data_now(metrics, config, path.stat().st_mtime)
+        return metrics if found == data_version(hashes, metrics["left_out"]) else None
     except (OSError, ValueError, KeyError, TypeError):  # none yet, or of other hyperparameters
         return None
-    return metrics if same and metrics["checkpoint_sha256"] else None

@@ -1,23 +1,28 @@
 """What a run leaves beside its checkpoint: R.csv (a row a step), TensorBoard events, R.json."""
 
 import csv
-import fcntl
 import io
 import json
 import math
-import resource
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import torch
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.files import check_writable, naming, write_whole
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 class NotFinite(ValueError):
@@ -51,10 +56,10 @@ class RunLog:
         if writes:
             check_writable(stem.parent, "--out")
             check_writable(stem, "--out")
-            self.lock = open(stem / "lock", "w")  # noqa: SIM115 (held while this log is)
+            self.lock = FileLock(stem / "lock")  # held while this log is
             try:
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                self.lock.acquire(timeout=0)
+            except Timeout:
                 raise ValueError(
                     f"{stem}: another run of this name is under way; give this one another --name"
                 ) from None
@@ -130,7 +135,7 @@ class RunLog:
         self.read()
         with naming(self.stem):
             self.events.close()
-        self.lock.close()
+        self.lock.release()
         table = io.StringIO()
         writer = csv.DictWriter(table, list(self.rows[0]))
         writer.writeheader()
@@ -150,5 +155,8 @@ def read_features(path: Path) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
 
 def peak_rss_mb() -> float:
     """The largest resident memory of this process so far, MB."""
+    if resource is None:
+        info = psutil.Process().memory_info()
+        return getattr(info, "peak_wset", info.rss) / 1024**2
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform != "darwin" else peak / 1024**2

@@ -21,7 +21,7 @@ from utils.config import Stopped, plain
 from utils.data.clips import Clips, Collate, in_order, training_loader
 from utils.data.datasets import listing
 from utils.data.models import models_used
-from utils.training.identity import code_of, finished
+from utils.training.identity import code_of, data_version, finished
 from utils.training.log import RunLog, peak_rss_mb
 from utils.training.processes import agree, noise_source, start
 from utils.training.states import Signals, States
@@ -67,8 +67,11 @@ class Run:
     ) -> tuple[nn.Module, dict]:
         """The model on its device, and the loaders of the three splits, ready to train."""
         c, accelerator = self.config, self.accelerator
+        processes = accelerator.num_processes
         self.clips = clips
-        self.about = {"task": self.task, "config": plain(c), "models": models_used(c)}
+        hashes = {split: file.sha256 for split, file in clips.files.items()}
+        self.data = data_version(hashes, clips.left_out)
+        self.about = {"task": self.task, "config": plain(c), "models": models_used(c), **self.data}
         self.about["code"] = code_of(c)  # which may be edited while the run is under way
         if hasattr(c, "init"):
             self.about["init_sha256"] = sha256(c.init)
@@ -78,8 +81,11 @@ class Run:
         self.model, self.optimizer, train, *held_out = accelerator.prepare(
             model,
             AdamW(trained, lr=c.lr),
-            training_loader(clips["train"], collate, c, skip=self.read),
-            *(in_order(clips[s], collate, held_out_batch, c.workers) for s in ("val", "test")),
+            training_loader(clips["train"], collate, c, self.read, processes),
+            *(
+                in_order(clips[split], collate, held_out_batch, c.workers, processes)
+                for split in ("val", "test")
+            ),
         )
         self.schedule = CosineAnnealingLR(self.optimizer.optimizer, c.steps, c.lr_min)
         self.noise = self.fresh_noise()

@@ -8,6 +8,7 @@ import torch
 
 from modules.digital.code_block import CRC_BITS, CodeBlock
 from tests.helpers.draw import seeded
+from tests.helpers.limit import LIMIT
 
 pytest.importorskip("sionna")
 EACH = pytest.mark.parametrize("modulation", [2, 4, 6, 8])
@@ -80,4 +81,4 @@ def test_global_random_numbers_are_left_alone():
         "before = torch.get_rng_state(); CodeBlock(200, 480, 4, torch.device('cpu')); "
         "assert torch.equal(before, torch.get_rng_state())"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=LIMIT)

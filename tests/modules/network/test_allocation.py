@@ -134,6 +134,7 @@ def test_the_objective_never_rises(seed):
         assert all(found.objective <= other.objective * (1 + 1e-6) for other in others)
 
 
+@pytest.mark.slow
 def test_near_the_optimum_on_small_instances():
     """Within 1 % of exhaustive search on 19 of 20 instances of up to 4 users at the least."""
     gaps = []

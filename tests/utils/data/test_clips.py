@@ -15,12 +15,13 @@ from utils.data.clips import (
     ClipTokens,
     Collate,
     ShuffledBatches,
+    answer_limit,
     in_order,
     pad,
     text_number,
     training_loader,
 )
-from utils.data.datasets import Caption, Question
+from utils.data.datasets import AnnotationFile, Caption, Question
 from utils.data.features import packed
 
 END = 0
@@ -115,6 +116,41 @@ def test_questions_are_collated():
         assert spell(ids[mask]) == f" {row.answer}{chr(END)}"
         assert mask.tolist() == sorted(mask.tolist(), reverse=True), "padding on the right"
     assert batch.rows == rows
+
+
+def test_a_long_question_still_asks_for_its_answer():
+    """Cut at the most tokens, a question keeps its beginning and the prompt's ending; the longest
+    that fits is whole."""
+    fits = 256 - len(PROMPT.format(question=""))
+    batch = collated(question("x" * fits, "no"), question("x" * 300, "no"))
+    texts = [spell(ids[mask]) for ids, mask in zip(batch.ids, batch.mask, strict=True)]
+    assert texts == 2 * [PROMPT.format(question="x" * fits)]
+    assert texts[0].endswith(" Answer:") and len(texts[0]) == 256
+
+
+def test_the_longest_answer_of_any_split_fits():
+    """Answers may be as long as the longest true one, of which a line tells, and at least as long
+    as was asked for."""
+    rows = {"train": ["no", "yes"], "val": ["more than ten"], "test": ["no"]}
+    splits = {k: SimpleNamespace(rows=[question("?", a) for a in v]) for k, v in rows.items()}
+    said = []
+    assert answer_limit(splits, Letters(), 14, said.append) == 14 and not said
+    assert answer_limit(splits, Letters(), 8, said.append) == 14
+    assert len(said) == 1 and "--answer_tokens 8" in said[0] and "14" in said[0]
+
+
+def test_what_became_of_the_rows():
+    """Each split's rows: scored, without media, deleted, contradicting, and all; in a line too."""
+    rows = [question("?", "no"), question("?", "yes"), question("?", "no", "2")]
+    files = {"train": AnnotationFile("x", "y", 9), "val": AnnotationFile("x", "y", 1)}
+    splits = {"train": SimpleNamespace(rows=rows), "val": SimpleNamespace(rows=rows[:1])}
+    found = clips.Clips(splits, files, {"train": 5, "val": 1}, {})
+    assert found.counts("train") == {
+        **{"scored": 3, "without_media": 2, "deleted": 4, "contradicting": 2, "total": 9}
+    }
+    first, second = found.summary().splitlines()
+    assert first.startswith("train: 3 of 9 rows, 2 without media, 4 deleted; 2 contradict")
+    assert second == "val: 1 of 1 rows"
 
 
 def test_batch_moves_whole():
@@ -230,17 +266,20 @@ def test_media_of_clips_with_different_numbers_of_windows(tmp_path, readers):
     rows = [question(f"{i}?", "yes", f"{i:08}") for i in (2, 0, 1, 2)]
     data = ClipMedia(rows, tmp_path, readers)
     batches = list(in_order(data, Collate(Letters()), 3))
-    assert [batch.windows for batch in batches] == [[2, 1, 3], [2]]
+    counts = [[len(w.frames) for w in batch.windows] for batch in batches]
+    assert counts == [[2, 1, 3], [2]]
     assert [row for batch in batches for row in batch.rows] == rows
-    for batch in batches:
+    for batch, count in zip(batches, counts, strict=True):
         assert batch.visual.shape == (len(batch.rows), 4, 3, 32, 32)
-        assert batch.audio.shape == (sum(batch.windows), 48, 32)
-        sounds = batch.audio.split(batch.windows)
+        assert batch.audio.shape == (sum(count), 48, 32)
+        sounds = batch.audio.split(count)
         for row, seen, heard in zip(batch.rows, batch.visual, sounds, strict=True):
             for kind, found in (("visual", seen[None]), ("audio", heard)):
-                assert torch.equal(found, readers[kind](readers[kind].path(tmp_path, row.video_id)))
+                read, _ = readers[kind](readers[kind].path(tmp_path, row.video_id))
+                assert torch.equal(found, read)
     shuffled = next(iter(training_loader(data, Collate(Letters()), settings(batch=2))))
-    assert len(shuffled.windows) == 2 and sum(shuffled.windows) == len(shuffled.audio)
+    assert len(shuffled.windows) == 2
+    assert sum(len(w.frames) for w in shuffled.windows) == len(shuffled.audio)
     assert collated(*rows).windows is None
 
 

@@ -8,10 +8,13 @@ import pytest
 
 from modules.foundation_model import PROMPT
 from tests.helpers.bad_media import SHELL
+from utils.data.answers import is_right
 from utils.data.datasets import (
     QUESTION_TYPES,
+    Caption,
     DataError,
     annotation_path,
+    contradicting,
     fill_template,
     frames_path,
     parse_question,
@@ -20,7 +23,7 @@ from utils.data.datasets import (
     wav_path,
     without_media,
 )
-from utils.report.metrics import accuracy_report, is_right, majority_answers, majority_right
+from utils.report.metrics import accuracy_report, majority_answers, majority_right
 
 ROOT = Path(__file__).resolve().parents[3]
 PUBLISHED = ROOT.parent / "shared" / "annotations"
@@ -90,6 +93,24 @@ def test_deleted_questions_are_skipped(tmp_path):
     write(tmp_path, "avqa-val.json", [*deleted, *kept, unmarked])
     questions, file = read_music_avqa(tmp_path, "val")
     assert len(questions) == 4 and file.rows == 7
+
+
+def test_contradicting_questions_are_counted():
+    """Rows of the same clip and question, as filled, whose answers differ in more than their form:
+    all of them count, other rows do not."""
+    rows = [
+        ROW,
+        {**ROW, "anser": "right"},
+        {**ROW, "anser": " Left. "},
+        {**ROW, "video_id": "00000094", "anser": "two"},
+        {**ROW, "video_id": "00000094", "anser": "2"},
+        {**ROW, "templ_values": '["last", "cello"]', "anser": "right"},
+        {**ROW, "question_content": "Where is the first sounding <Object>?",
+         "templ_values": '["cello"]', "anser": "middle"},
+    ]  # fmt: skip
+    questions = [parse_question(row, "here") for row in rows]
+    assert contradicting(questions) == 4 and contradicting(questions[2:6]) == 0
+    assert contradicting([Caption("x", "a dog"), Caption("x", "a cat")]) == 0
 
 
 def test_captions_are_read(tmp_path):
@@ -189,12 +210,12 @@ DEEP = "[" * 100_000
         ("question_content", "Where is it?", "0 placeholders but 2"),
         *(("question_deleted", v, "question_deleted") for v in (float("inf"), [1], "9" * 5000)),
         ("question_deleted", "yes", "question_deleted"),
-        *(("anser", value, "anser") for value in (2, None, "\udc80")),
+        *(("anser", value, "anser") for value in (2, None, "\udc80", "", " ", ".", "“…”")),
     ],
 )
 def test_a_bad_question_names_its_field(tmp_path, field, value, part):
-    """An unknown type, wrong nesting, numbers for text, half characters and values that do not fit
-    are refused with their row, never guessed at."""
+    """An unknown type, wrong nesting, numbers for text, half characters, values that do not fit and
+    answers that an empty prediction would equal are refused with their row, never guessed at."""
     refused(tmp_path, "avqa-val.json", [ROW, {**ROW, field: value}], "row 1", part)
 
 
@@ -281,6 +302,19 @@ def test_published_questions(tmp_path):
     assert {q.type for q in test} == set(QUESTION_TYPES) and len(QUESTION_TYPES) == 9
     assert {len(q.video_id) for q in test if not q.synthetic} == {8}, "leading zeros were lost"
     assert 0 < sum(q.synthetic for q in test) < len(test) / 2
+
+
+@published
+def test_published_contradictions(tmp_path):
+    """The first annotation set holds questions with several answers, the corrected one none."""
+    found = {}
+    for name in ("MUSIC-AVQA", "MUSIC-AVQA-corrected"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "annotations").symlink_to(PUBLISHED / name)
+        for split in ("val", "test"):
+            questions, file = read_music_avqa(tmp_path / name, split)
+            found[name, split] = (file.rows, contradicting(questions))
+    assert list(found.values()) == [(4595, 54), (9185, 110), (4568, 0), (9129, 0)]
 
 
 @published

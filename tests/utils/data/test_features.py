@@ -170,18 +170,19 @@ def test_only_missing_clips_are_jobs(readers, tmp_path, kind):
     [(PATCHES // 2, "sliding_window"), (PATCHES, "uniform"), (100 * PATCHES, "sliding_window")],
 )
 def test_size_of_the_cache_is_known_beforehand(readers, tmp_path, kind, length, how):
-    """What a clip is said to take is what its file takes, of fewer and of more tokens than asked
-    for; files are of several blocks, so that this says something."""
+    """What a clip is said to take is what its file takes, of fewer and of more tokens than its
+    patches; files are of several blocks, so that this says something."""
     width = 1000
     make, special = (tiny_vivit, 1) if kind == "visual" else (tiny_ast, 2)
     tx = TokenTransmitter(make(hidden_size=width), special, 12, length, how)
     write_clip(tmp_path, "0001", 0.3, 0)  # of one window
-    tokens = tx.encode(readers[kind](readers[kind].path(tmp_path, "0001")))[0]
+    inputs, windows = readers[kind](readers[kind].path(tmp_path, "0001"))
+    tokens = tx.encode(inputs, windows and [windows])[0]
     file = tmp_path / "file"
     write_whole(file, packed(tokens, 16 * "f"))
     blocks = 512 * file.stat().st_blocks
     assert blocks == pytest.approx(clip_bytes(tx), rel=0.05)
-    assert blocks >= 2 * width * (special + min(length, PATCHES)) > 2 * 4096
+    assert blocks >= 2 * width * (special + length) > 2 * 4096
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="published annotations not here")

@@ -69,7 +69,7 @@ def test_any_video_costs_itself_alone(tmp_path):
         assert (wav.exists() and folder.exists()) == (not problems)
         whole += not problems
     assert MUTANTS / 4 < whole < MUTANTS  # some are damaged, some are not
-    assert {p.name for p in out.iterdir()} == {"ast_audio", "vivit_frames"}
+    assert {p.name for p in out.iterdir()} == {"ast_audio", "vivit_frames", "sources"}
 
 
 def wavs():
@@ -93,23 +93,24 @@ def images():
 
 @pytest.mark.parametrize("kind", ["audio", "visual"])
 def test_any_extracted_file_is_read_or_named(tmp_path, readers, kind):
-    """Each of 500 mutated wavs and images gives finite inputs, or a line that names it, in 10 s."""
+    """Each of 500 mutated wavs and images gives finite inputs, or a line that names it, in 10 s of
+    processor time."""
     sources = list(wavs() if kind == "audio" else images())
     path = tmp_path / ("x.wav" if kind == "audio" else "frame_1.png")
     good = 0
     for seed in range(MUTANTS):
         content = mutant(sources, seed)
         path.write_bytes(with_checksums(content) if content[1:4] == b"PNG" else content)
-        start = time.monotonic()
+        start = time.process_time()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", UserWarning)  # no picture of gigabytes is begun
-                inputs = readers[kind](path if kind == "audio" else tmp_path)
+                inputs, _ = readers[kind](path if kind == "audio" else tmp_path)
             assert inputs.isfinite().all(), seed
             good += 1
         except MediaError as error:
             assert str(path) in str(error) and len(str(error).splitlines()) == 1, seed
-        assert time.monotonic() - start < 10, seed
+        assert time.process_time() - start < 10, seed
     assert MUTANTS / 20 < good < MUTANTS
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.limit import LIMIT
 from utils.data import isolated
 from utils.data.isolated import in_processes
 
@@ -26,7 +27,7 @@ def no_process_is_left():
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.01)
@@ -101,7 +102,7 @@ def test_an_exception_ends_the_run_after_what_is_under_way(tmp_path):
     path, found = tmp_path / "noticed", []
     with pytest.raises(Noticed):
         calls = [("wait", path), ("fail", path), *[("new", path)] * 3]
-        for call, _ in in_processes(fail_or_wait, calls, workers=2, seconds=60):
+        for call, _ in in_processes(fail_or_wait, calls, workers=2, seconds=LIMIT):
             found.append(call)
     assert found == [("wait", path)]
 
@@ -127,7 +128,7 @@ def test_nothing_outlives_a_killed_run(call, seconds):
     ) as run:
         assert run.stdout.readline() == "begun\n"
         run.kill()
-        assert run.communicate(timeout=60)[0] == ""  # ends when no process holds it any more
+        assert run.communicate(timeout=LIMIT)[0] == ""  # ends when no process holds it any more
 
 
 def test_nothing_to_do(monkeypatch):

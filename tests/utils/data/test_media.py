@@ -87,12 +87,28 @@ def test_sound_at_the_right_rate_is_untouched(tmp_path):
 
 
 def test_sound_a_little_longer_than_its_windows(readers, tmp_path):
-    """What is left after the last whole window may be too short to read, which is no error."""
+    """A rest below 0.1 s makes no window; of a longer one's window what is padding is known, and
+    shifts no patch token of the sound."""
     rng, path = np.random.default_rng(0), tmp_path / "x.wav"
-    for samples in (0, 1, 239, 240, 241, 300, 399, 400, 401):
+    for samples in (0, 1, 240, 400, 1104, 1599, 1600, 1601, 3200):
         sound = rng.normal(scale=0.1, size=WINDOW * RATE // 100 + samples)
         soundfile.write(path, sound, RATE)
-        assert len(readers["audio"](path)) == (2 if samples >= 400 else 1), samples
+        inputs, windows = readers["audio"](path)
+        assert len(inputs) == len(windows.frames) == (2 if samples >= 1600 else 1), samples
+        if samples >= 1600:
+            assert windows.frames[1] == 1 + (samples - 400) // 160
+            # The patches begin at frames 0, 10, 20 and 30, for low and for high frequencies.
+            begun = -(-windows.frames[1].item() // 10)
+            low = [*range(8, 8 + begun)]
+            assert windows.patches.tolist() == [*range(8), *low, *(p + 4 for p in low)]
+
+
+def test_a_short_sound_has_no_patches_of_padding(readers, tmp_path):
+    """Also where the one window of a clip is not full."""
+    soundfile.write(tmp_path / "x.wav", np.full(RATE // 5, 0.1), RATE)  # 0.2 s: 18 frames
+    _, windows = readers["audio"](tmp_path / "x.wav")
+    assert windows.frames.tolist() == [18]
+    assert windows.patches.tolist() == [0, 1, 4, 5]
 
 
 def test_a_header_that_promises_terabytes(tmp_path):

@@ -1,6 +1,9 @@
 """The mini world is what it says: true annotations, real media, splits that share nothing."""
 
 import json
+import shutil
+import subprocess
+import sys
 from collections import Counter, defaultdict
 
 import av
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.disks import change, small_disk, unfinished
+from tests.helpers.scripts import LIMIT, ROOT, until
 from utils.data.datasets import (
     QUESTION_TYPES,
     parse_question,
@@ -194,6 +198,76 @@ def test_prepare_writes_the_published_layout_and_refuses_another_world(tmp_path)
             prepare(tmp_path, dataset, (5, 2, 2), workers=1)
 
 
+def contents(folder) -> dict:
+    """Everything in a folder, with when it was last written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("own", ["annotations/desc_train.json", "videos/x.mp4", "notes.txt"])
+@pytest.mark.parametrize("dataset", ["VALOR", "MUSIC-AVQA"])
+def test_a_folder_of_ones_own_is_left_alone(tmp_path, dataset, own):
+    """Whatever lies in a folder that the mini world did not make: it is refused in a line that says
+    what to do, before anything is written."""
+    path = tmp_path / dataset / own
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"{dataset}: holds data .* add --preset paper") as error:
+        prepare(tmp_path, dataset, (4, 2, 2), workers=1)
+    assert "\n" not in str(error.value)
+    assert contents(tmp_path) == before and path.read_text() == "mine"
+
+
+def test_a_folder_of_another_name_is_refused(tmp_path):
+    """There is no mini world of that name; nothing is made."""
+    with pytest.raises(ValueError, match="films: .* named VALOR or MUSIC-AVQA"):
+        prepare(tmp_path, "films", (4, 2, 2), workers=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_marker_is_written_first(tmp_path, monkeypatch):
+    """An empty folder is taken, and is the mini world's before anything else stands in it."""
+    (tmp_path / "VALOR").mkdir()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("utils.mini.world.scenes", stop)
+        prepare(tmp_path, "VALOR", (1, 1, 1), workers=0)
+    assert [path.name for path in (tmp_path / "VALOR").iterdir() if path.is_file()] == [
+        "world.json"
+    ]
+    assert len(read_valor(prepare(tmp_path, "VALOR", (1, 1, 1), workers=0), "val")[0]) == 1
+
+
+def test_a_whole_world_on_a_disk_that_is_read_only(tmp_path):
+    """It is used as it is, without a write."""
+    with small_disk(tmp_path / "disk", "16m") as disk:
+        prepare(disk, "VALOR", (2, 1, 1), workers=0)
+        before = contents(disk)
+        change(disk, "ro")
+        assert prepare(disk, "VALOR", (2, 1, 1), workers=0) == disk / "VALOR"
+        assert contents(disk) == before
+
+
+def test_what_an_earlier_version_extracted_is_made_anew(tmp_path):
+    """The mini world owns its folder: sound and frames of an earlier version, whose marker has no
+    version of the extraction and which have no records, are replaced; videos stay."""
+    root = prepare(tmp_path, "VALOR", (2, 1, 1), workers=1)
+    marker = json.loads((root / "world.json").read_text())
+    del marker["extraction"]
+    (root / "world.json").write_text(json.dumps(marker))
+    shutil.rmtree(root / "extraction" / "sources")
+    wavs = {path: path.read_bytes() for path in (root / "extraction" / "ast_audio").iterdir()}
+    for path in wavs:
+        path.write_bytes(b"old")
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*.mp4")}
+    prepare(tmp_path, "VALOR", (2, 1, 1), workers=1)
+    assert len(wavs) == 4 and {path: path.read_bytes() for path in wavs} == wavs
+    assert before == {p: p.stat().st_mtime_ns for p in root.rglob("*.mp4")}
+
+
 @pytest.mark.parametrize("hz", [98.0, 440.0, 3000.0])
 def test_harmonics_are_the_sines_they_stand_for(hz):
     """The recurrence gives each sine of a wavering pitch closely, up to the Nyquist bound."""
@@ -219,3 +293,19 @@ def test_a_full_disk_loses_no_clip(tmp_path):
         prepare(disk, "VALOR", [4, 2, 2], workers=0)
         after = {path: path.stat().st_mtime_ns for path in videos.iterdir()}
         assert len(after) == 8 and before.items() <= after.items()
+
+
+def test_nothing_outlives_a_killed_run(tmp_path):
+    """Processes that render end with the one that started them, which had no time to end them."""
+    code = (
+        "from pathlib import Path\nfrom utils.mini.world import *\nif __name__ == '__main__':\n"
+        f"    write_videos(Path({str(tmp_path)!r}), scenes('VALOR', 'train', 400, 0), 2, 'writing')"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as run:
+        until(lambda: list(tmp_path.glob("*.mp4")), run)
+        run.kill()
+        run.communicate(timeout=LIMIT)  # to the end of the last of them
+    assert len(list(tmp_path.glob("*.mp4"))) < 400

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.limit import LIMIT
 from utils.report.plots import COLOURS
 from utils.report.tsne_page import INSTRUMENTS, instrument, write_page
 
@@ -198,7 +199,7 @@ def browser():
 @pytest.fixture
 def opened(browser, path):
     page = browser.new_page(viewport={"width": 1200, "height": 800})
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(LIMIT * 1000)  # ms
     opened = Opened(page, path)
     yield opened
     hacked = page.evaluate("typeof window.hacked")

@@ -2,8 +2,10 @@
 
 import ast
 import json
+import os
 import re
 import shutil
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ import task_align
 from tests.helpers.scripts import ROOT
 from utils.checkpoints import sha256
 from utils.config import plain
+from utils.data.datasets import frames_path, read_valor, wav_path
 from utils.training import identity
 
 THROUGH = {  # what a run goes through
@@ -111,7 +114,8 @@ def test_a_finished_run_becomes_stale(tree, tmp_path):
     config = replace(task_align.PRESETS["mini"], name="run", out=str(tmp_path))
     (tmp_path / "run.pth").write_bytes(b"weights")
     identity.code_version.cache_clear()
-    metrics = {"config": plain(config), "code": identity.code_of(config)}
+    metrics = {"config": plain(config), "annotations": {}, "left_out": {}}
+    metrics["code"] = identity.code_of(config)
     metrics["checkpoint_sha256"] = sha256(tmp_path / "run.pth")
     (tmp_path / "run.json").write_text(json.dumps(metrics))
     for path, stands in (("utils/report/plots.py", True), ("modules/channel.py", False)):
@@ -120,6 +124,72 @@ def test_a_finished_run_becomes_stale(tree, tmp_path):
             assert bool(identity.finished(config)) == stands
     identity.code_version.cache_clear()
     assert identity.finished(config) == metrics
+
+
+def used_clips(root: Path, *names: str) -> None:
+    """A data set of one caption a clip, and media of as many; what reads media is not asked."""
+    for split in ("train", "val", "test"):
+        rows = [{"video_id": f"{split}-{name}", "desc": name} for name in names]
+        path = root / "annotations" / f"desc_{split}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows))
+        for row in rows:
+            wav, frames = wav_path(root, row["video_id"]), frames_path(root, row["video_id"])
+            wav.parent.mkdir(parents=True, exist_ok=True)
+            wav.write_bytes(b"RIFF")
+            frames.mkdir(parents=True, exist_ok=True)
+
+
+def test_a_finished_run_belongs_to_its_data(tmp_path):
+    """Other annotations, a clip that was lost, one that came since, and one that could not be read
+    and was replaced unmake it; a clip that still cannot be read does not."""
+    root = tmp_path / "VALOR"
+    used_clips(root, "good", "bad", "gone")
+    shutil.rmtree(frames_path(root, "val-gone"))
+    config = replace(task_align.PRESETS["mini"], name="run", out=str(tmp_path), data=str(root))
+    (tmp_path / "run.pth").write_bytes(b"weights")
+    left_out = {"val-gone": "not extracted", "train-bad": "not a wav"}
+    metrics = {
+        "task": "align",
+        "config": plain(config),
+        "annotations": {s: vars(read_valor(root, s)[1]) for s in ("train", "val", "test")},
+        "left_out": left_out,
+        "code": identity.code_of(config),
+        "checkpoint_sha256": sha256(tmp_path / "run.pth"),
+    }
+
+    def written() -> None:
+        (tmp_path / "run.json").write_text(json.dumps(metrics))
+        later = time.time() + 1  # than what was done to the data so far
+        os.utime(tmp_path / "run.json", (later, later))
+
+    written()
+    assert identity.finished(config) == metrics
+    path = root / "annotations/desc_test.json"
+    whole = path.read_text()
+    path.write_text(whole.replace("good", "better"))
+    assert not identity.finished(config)
+    path.unlink()
+    assert not identity.finished(config)
+    path.write_text(whole)
+    assert identity.finished(config)
+    sound = wav_path(root, "train-good").rename(tmp_path / "sound.wav")
+    assert not identity.finished(config)
+    sound.rename(wav_path(root, "train-good"))
+    assert identity.finished(config)
+    frames_path(root, "val-gone").mkdir()
+    os.utime(tmp_path / "run.json", (0, 0))
+    assert not identity.finished(config)
+    frames_path(root, "val-gone").rmdir()
+    written()
+    assert identity.finished(config)
+    wav_path(root, "train-bad").write_bytes(b"RIFF mended")
+    os.utime(tmp_path / "run.json", (0, 0))
+    assert not identity.finished(config)
+    # What was read since is known better.
+    hashes = {split: file["sha256"] for split, file in metrics["annotations"].items()}
+    assert identity.finished(config, identity.data_version(hashes, left_out))
+    assert not identity.finished(config, identity.data_version(hashes, {**left_out, "x": ""}))
 
 
 SMALL = {

@@ -18,6 +18,7 @@ from tests.helpers.disks import small_disk
 from utils.checkpoints import CheckpointError
 from utils.config import Stopped
 from utils.data.clips import Clips
+from utils.data.datasets import AnnotationFile
 from utils.training.log import NotFinite
 from utils.training.run import Run
 
@@ -69,7 +70,13 @@ class Model(torch.nn.Module):
         return (self.frozen(self.trained(sent)) - x).square().mean()
 
 
-def train(folder: Path, event=lambda where, step, batch=None: None, **changes):
+def train(
+    folder: Path,
+    event=lambda where, step, batch=None: None,
+    files: dict | None = None,
+    left_out: dict | None = None,
+    **changes,
+):
     """A training as a process of its own would do it: what it held ends with it. `event` is told
     where it is, and may give a factor for the loss; what is left: weights, rows, validation."""
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -80,7 +87,8 @@ def train(folder: Path, event=lambda where, step, batch=None: None, **changes):
         return run.finished
     run.log.every = 5
     rows = Rows((f"clip-{i}", numbers) for i, numbers in enumerate(NUMBERS))
-    clips = Clips({"train": rows, "val": Rows(rows[:8]), "test": Rows(rows[:8])}, {}, {}, {})
+    splits = {"train": rows, "val": Rows(rows[:8]), "test": Rows(rows[:8])}
+    clips = Clips(splits, files or {}, {}, left_out or {})
     try:
         model, loaders = run.prepare(Model(), clips, collate, 4)
         batches = run.batches(loaders["train"], "training")
@@ -100,7 +108,7 @@ def train(folder: Path, event=lambda where, step, batch=None: None, **changes):
         event("saved", STEPS)
         run.finish({}, None)
     finally:
-        run.log.lock.close()
+        run.log.lock.release()
     weights = {k: v.clone() for k, v in model.state_dict().items()}
     return weights, run.log.rows, run.validation
 
@@ -230,6 +238,14 @@ def test_a_second_signal_acts_at_once(tmp_path):
     assert states(tmp_path) == ["step-00000004.pt"]
 
 
+def test_accelerates_settings_do_not_change_a_run(tmp_path, whole, monkeypatch):
+    """How many batches a step has is this project's hyperparameter, whatever a shell that starts
+    other things by Accelerate has set."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    for n in whole:
+        same(train(tmp_path / str(n), accumulate=n), whole[n])
+
+
 def test_without_resume_a_run_starts_anew(tmp_path):
     """States of an earlier run are of no use then, and removed."""
     kill(tmp_path, "before", 10)
@@ -250,6 +266,24 @@ def test_states_of_another_run_are_refused(tmp_path):
         train(tmp_path, resume=True, lr=0.2)
     assert states(tmp_path) == ["step-00000004.pt"]
     train(tmp_path, resume=True, save_every=3)
+
+
+def test_states_of_other_data_are_refused(tmp_path):
+    """Captions that were removed, and a clip that was lost or found; the same data go on."""
+    data = {
+        "files": {"train": AnnotationFile("desc_train.json", "ab", 20)},
+        "left_out": {"clip-x": "not extracted"},
+    }
+    kill(tmp_path, "before", 6, **data)
+    for part, other in (
+        ("annotations", {"files": {"train": AnnotationFile("desc_train.json", "cd", 19)}}),
+        ("left_out", {"left_out": {}}),
+    ):
+        with pytest.raises(CheckpointError, match=f"differs in {part};.*without --resume"):
+            train(tmp_path, resume=True, **{**data, **other})
+    assert states(tmp_path) == ["step-00000004.pt"]
+    kill(tmp_path, "before", 7, resume=True, **data)
+    assert states(tmp_path) == ["step-00000004.pt"], "it went on"
 
 
 def test_states_of_other_code_are_refused(tmp_path, monkeypatch):
