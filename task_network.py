@@ -162,6 +162,7 @@ def answering_stage(config: Config, name: str) -> task_avqa.Config:
         token_lengths=config.lengths,
         question_snr_db=float("inf"),
         question_only=False,
+        threads=0,  # nothing trains beside it
         test_snr_db=[],
         figures="none",
         resume=True,

@@ -374,12 +374,11 @@ def stage_2_step(size: str, batch: int, tokens: int, split: bool = False) -> dic
 
 
 def beside_busy_loops(stage: str) -> dict:
-    """Steps a second of the mini preset on two cores, alone and beside four busy loops. Threads are
-    as in the scripts: stage 1 has both cores, stage 2 leaves one to its blind baseline."""
+    """Steps a second of the mini preset on two cores, alone and beside four busy loops."""
     take_cores(cores()[:2])
-    torch.set_num_threads(2 if stage == "stage1" else 1)
+    config = (task_align if stage == "stage1" else task_avqa).PRESETS["mini"]
+    torch.set_num_threads(config.threads)
     if stage == "stage1":
-        config = task_align.PRESETS["mini"]
         model = Alignment(build_system(config)[0], config)
         optimizer = AdamW(model.system.trainable(), lr=1e-4)
     else:

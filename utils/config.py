@@ -42,6 +42,7 @@ class StageConfig:
     cache: str = "datasets/cache"  # encoder tokens, computed once; on a scratch disk, or none
     encode_batch: int = 64  # clips an encoder call; paper preset: 16
     workers: int = 2  # processes that decode media; paper preset: 8
+    threads: int = 1  # of each process on a CPU; 0: all its cores; paper preset: 0
 
     # Tokens
     compression: str = "sliding_window"  # paper: sliding_window
@@ -76,6 +77,7 @@ PAPER = dict(
     dtype="bfloat16",
     encode_batch=16,
     workers=8,
+    threads=0,
     visual_tokens=128,
     audio_tokens=128,
     receiver_width=1024,
@@ -95,7 +97,7 @@ COUNTS = (  # 1 or more
     *("answer_tokens", "test_batch", "token_lengths"),
 )
 NOT_NEGATIVE = (
-    *("workers", "clip", "lr_min", "lora_rank", "lora_dropout"),
+    *("workers", "threads", "clip", "lr_min", "lora_rank", "lora_dropout"),
     *("contrastive_weight", "reconstruction_weight"),
 )
 POSITIVE = ("lr", "temperature", "lora_alpha")

@@ -25,6 +25,7 @@ class Config:
     fails: bool = False
     waits: bool = False  # for a signal
     workers: int = 0  # does not change the result
+    threads: int = 1
 
 
 def main(config: Config) -> dict:

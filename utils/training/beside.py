@@ -32,7 +32,8 @@ def beside(script: str, config: Any, data: dict) -> Callable[[], dict]:
     config = replace(config, resume=False, workers=0)
     log = str(Path(config.out) / f"{config.name}.log")
     found, half = finished(config, data), len(cores()) // 2
-    torch.set_num_threads(max(1, half))  # in any case: it decides a sum's last digit
+    # In any case, finished or not: the number of threads decides a sum's last digit.
+    torch.set_num_threads(config.threads or max(1, half))
     args = (cores()[half:], script, asdict(config), log)
     process = get_context("spawn").Process(target=_begin, args=args, daemon=True)
     if not found:

@@ -30,7 +30,7 @@ DRAWING = {"matplotlib", "plotly"}  # what imports these only draws
 
 # What does not change a run's result: where things lie and how the work is shared out.
 PLACES = (
-    *("name", "out", "figures", "cache", "workers", "encode_batch", "question_only"),
+    *("name", "out", "figures", "cache", "workers", "threads", "encode_batch", "question_only"),
     *("resume", "save_every", "keep"),
     "init",  # whose contents are compared
 )

@@ -25,7 +25,7 @@ def start(config: Any) -> Accelerator:
     """The processes that `accelerate launch` started, or this one alone.
 
     Batch sizes are counted over all processes: each takes its share of every batch. On the CPU
-    the cores are divided between the processes, one thread a core.
+    each computes on `config.threads` threads, or for 0 on its share of the cores.
 
     Raises:
         ValueError: for a hyperparameter that no run can use, a folder that cannot be written, or a
@@ -55,7 +55,7 @@ def start(config: Any) -> Accelerator:
         torch.set_float32_matmul_precision("high")  # TF32 for what is left in float32
     else:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
-        torch.set_num_threads(max(1, len(cores()) // here))
+        torch.set_num_threads(config.threads or max(1, len(cores()) // here))
     return accelerator
 
 
