@@ -61,6 +61,7 @@ def assert_same_gradients(found: dict, wanted: dict) -> None:
         torch.testing.assert_close(grad, wanted[name], rtol=1e-3, atol=1e-4 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("stage", ["align", "avqa"])
 def test_two_processes_give_the_loss_and_gradients_of_one(one, two, stage, accumulate):
