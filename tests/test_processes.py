@@ -74,6 +74,7 @@ def test_two_processes_give_the_loss_and_gradients_of_one(one, two, stage, accum
     assert_same_gradients(gradients, wanted)
 
 
+@pytest.mark.slow
 def test_sharded_weights_give_the_loss_and_gradients_of_one_process(one, two):
     """FSDP spreads frozen and trained weights over the processes; a stage 2 step stays the same."""
     losses, gradients = two["sharded"]
@@ -82,6 +83,7 @@ def test_sharded_weights_give_the_loss_and_gradients_of_one_process(one, two):
     assert_same_gradients(gradients, wanted)
 
 
+@pytest.mark.slow
 def test_each_held_out_row_counts_once(one, two):
     """The validation loss over a split that makes no whole batches, or not even one: Accelerate
     fills the last batch up with the first rows, which do not count again."""
@@ -89,6 +91,7 @@ def test_each_held_out_row_counts_once(one, two):
     assert len(set(two["held_out"].values())) == 5
 
 
+@pytest.mark.slow
 def test_fewer_clips_than_a_batch(one, two):
     """Each step reads as many clips as the processes can share, each of them once."""
     for found, clips in ((one, 5), (two, 4)):
