@@ -59,7 +59,7 @@ def test_all_odd_media(tmp_path):
     """Of 200 files, made as the committed counts were, none is silently wrong."""
     found = run(200, seed=0, workers=1, folder=tmp_path)
     silent = {name: file for name, file in found.items() if file["result"] == "silent"}
-    assert len(found) == 140 and not silent
+    assert len(found) == 200 and not silent
 
 
 @pytest.mark.parametrize(
