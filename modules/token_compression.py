@@ -36,6 +36,46 @@ def uniform(patches: Tensor, length: int) -> Tensor:
     return patches[:, middles]
 
 
+def cells(places: np.ndarray, length: int) -> np.ndarray:
+    """Divide an encoder's own grid into `length` boxes of patches, each as near to a cube as it can.
+
+    The box at hand is cut across its longest side, the last one of equal sides, in proportion to
+    the boxes that either part shall hold; so any length from 1 to the number of patches comes out
+    exact, and powers of two give regular grids.
+
+    Args:
+        places: (patches, axes), whole numbers: where each patch lies, time first.
+        length: boxes asked for, 1 to `patches`.
+
+    Returns:
+        (patches,), the number of each patch's box; boxes are numbered in the order of their centres,
+        the first axis first.
+    """
+    boxes: list[np.ndarray] = []
+
+    def divide(box: np.ndarray, count: int) -> None:
+        if count == 1:
+            boxes.append(box)
+            return
+        sides = [np.unique(axis) for axis in places[box].T]
+        axis = max(range(len(sides)), key=lambda k: (len(sides[k]), k))
+        side, first = sides[axis], count // 2
+        at = min(max(1, round(len(side) * first / count)), len(side) - 1)
+        below = places[box, axis] < side[at]
+        low, high = box[below], box[~below]
+        if len(low) < first or len(high) < count - first:
+            first = round(count * len(low) / len(box))
+        divide(low, first)
+        divide(high, count - first)
+
+    divide(np.arange(len(places)), length)
+    boxes.sort(key=lambda box: tuple(places[box].mean(axis=0)))
+    found = np.empty(len(places), dtype=int)
+    for number, box in enumerate(boxes):
+        found[box] = number
+    return found
+
+
 # (batch, tokens, width), length -> (batch, min(length, tokens), width), by the compression's name.
 COMPRESSIONS = {"sliding_window": sliding_window, "uniform": uniform}
 
