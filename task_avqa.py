@@ -1,10 +1,8 @@
-"""Stage 2, audio-visual question answering: from stage 1's checkpoint, train transceivers and LoRA
-so that the language model answers from received tokens by generating text (MUSIC-AVQA), over the
-whole vocabulary and without a classification head. arXiv 2505.07841.
+"""Stage 2, audio-visual question answering (MUSIC-AVQA): from stage 1's checkpoint, train
+transceivers and LoRA so that the language model answers by writing text. arXiv 2505.07841.
 
     python task_avqa.py                         the mini world, made when missing
     python task_avqa.py --preset paper          the published models and data
-    python task_avqa.py --init none             start unaligned
 """
 
 import utils.machine  # noqa: F401, I001  before torch, which reads how its threads wait
@@ -24,7 +22,7 @@ from utils.data.clips import Collate, answer_limit
 from utils.data.datasets import read_music_avqa
 from utils.data.encoding import load_clips
 from utils.data.models import build_system
-from utils.report.avqa import draw, print_accuracies, scores
+from utils.report.avqa import draw, print_accuracies, scores, write_answers
 from utils.training.beside import beside
 from utils.training.identity import finished
 from utils.training.processes import agree, own_rows
@@ -57,9 +55,10 @@ class Config(StageConfig):
     lora_targets: list[str] = values("q_proj", "v_proj")  # paper: q_proj, v_proj
 
     # Optimisation
-    batch: int = 64  # questions, over all processes; paper: 8
-    steps: int = 600  # paper: 300
-    lr: float = 3e-3  # AdamW, peak; paper: 1e-4
+    batch: int = 32  # questions, over all processes; paper: 8
+    packed: int = 4  # most questions of a clip that share one sequence and its media; 1: none do
+    steps: int = 400  # paper: 300
+    lr: float = 1e-3  # AdamW, peak; paper: 1e-4
     clip: float = 0.5  # largest norm of a step's gradient; 0 leaves it as it is; paper preset: 0
     gradient_checkpointing: bool = False  # less memory: layers are computed again going backward
     compile: bool = False  # the language model's layers, by torch.compile
@@ -96,7 +95,8 @@ def main(config: Config) -> dict | None:
     # The system as stage 1 left it, with fresh LoRA weights; each clip encoded once.
     model, processors = build_model(config)
     if config.init != "none":
-        load_parts(config.init, model.system.transceivers, preset=config.preset)
+        same = {"preset": config.preset, "receiver": config.receiver}
+        load_parts(config.init, model.system.transceivers, **same)
     clips = load_clips(config, read_music_avqa, model.system, processors.readers, run.accelerator)
     model.answer_tokens = answer_limit(clips, processors.tokenizer, config.answer_tokens, run.say)
     collate = Collate(processors.tokenizer)
@@ -116,6 +116,7 @@ def main(config: Config) -> dict | None:
     blind = baseline()
     if not run.is_main:
         return None
+    write_answers(run.log.path(".answers.csv"), clips["test"].rows, said)
     found = scores(config, clips, said, blind)
     print_accuracies(found)
     return run.finish(found, partial(draw, run, found, said[config.snr_db]))
@@ -154,9 +155,9 @@ def validation_loss(model, loader, run: Run) -> float:
 def answers(model, loader, tokenizer, run: Run, snr_db: float) -> list[str]:
     """The answers to a split's questions, generated from what arrives at `snr_db`."""
     noise, said = run.fresh_noise(), []
-    label, quiet = f"testing at {snr_db:g} dB", not run.is_main
     model.eval()
-    for batch in tqdm(loader, label, unit="batch", leave=False, disable=quiet):
+    label = {"desc": f"testing at {snr_db:g} dB", "unit": "batch", "disable": not run.is_main}
+    for batch in tqdm(loader, leave=False, **label):
         ids = model(batch, noise, snr_db, write=True)  # (batch, new tokens)
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         said += run.accelerator.gather_for_metrics(texts, use_gather_object=True)

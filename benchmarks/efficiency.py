@@ -1,6 +1,7 @@
 """What clips, steps and logits cost: `python benchmarks/efficiency.py`, some 25 minutes on 2 cores.
 
-`--only contended` measures again how steps fare beside other work, and keeps the rest.
+`--only contended` measures again how steps fare beside other work, `--only packed` what questions
+that share a clip's media save, and the rest is kept.
 
 Everything is measured in one run, each measurement in a process of its own so that its peak memory
 is its own, on models of the published sizes with random weights (benchmarks/full_size.py). The
@@ -22,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 
+import task_avqa  # noqa: E402
 from benchmarks import full_size, measure  # noqa: E402
 from benchmarks.measure import BATCH, alone  # noqa: E402
 from utils.machine import cores  # noqa: E402
@@ -122,6 +124,20 @@ def contended() -> dict:
     return {**found["stage2"], "stage1": found["stage1"], "commit": measure.commit()}
 
 
+def packed() -> dict:
+    """Questions that share their clip's media against one at a time, in the mini preset and through
+    one layer of Qwen2.5-1.5B at the paper's lengths."""
+    found = {}
+    mini = task_avqa.PRESETS["mini"]
+    for name, size, tokens, batch, question, answer in (
+        ("mini", "mini", mini.visual_tokens, mini.batch, 14, 2),  # about the mean of its questions
+        ("paper, one layer", "layer", 128, 4, 20, 3),
+    ):
+        say(f"questions of a clip in one sequence, {name}")
+        found[name] = alone(measure.packed, size, tokens, batch, question, answer)
+    return {**found, "commit": measure.commit()}
+
+
 def tables(result: dict) -> str:
     """The figures in Markdown, as the README shows them."""
     rows = [
@@ -166,14 +182,26 @@ def tables(result: dict) -> str:
     for name, r in (("stage 1", beside["stage1"]), ("stage 2", beside)):
         one, other = r["alone_steps_per_s"], r["contended_steps_per_s"]
         rows.append(f"| {name} | {one:.1f} | {other:.1f} | {other / one:.2f} |")
+    rows += ["", "| questions a second | one at a time | 4 share a clip | 9 share a clip |",
+             "|---|---|---|---|"]  # fmt: skip
+    for name in ("mini", "paper, one layer"):
+        for what in ("training", "answering"):
+            one, four, nine = (result["packed"][name][what][n] for n in ("1", "4", "9"))
+            rows.append(
+                f"| {name}, {what} | {one:.3g} | {four:.3g} ({four / one:.2f} times) "
+                f"| {nine:.3g} ({nine / one:.2f} times) |"
+            )
     return "\n".join(rows)
+
+
+PARTS = {"contended": contended, "packed": packed}  # that are also measured by themselves
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=["contended"])
-    if parser.parse_args().only:
-        result = json.loads(WRITTEN.read_text()) | {"contended": contended()}
+    parser.add_argument("--only", choices=[*PARTS])
+    if only := parser.parse_args().only:
+        result = json.loads(WRITTEN.read_text()) | {only: PARTS[only]()}
     else:
         result = measure_all()
         draw_all({str(ROOT / "imgs" / "efficiency.png"): partial(draw, result)})
@@ -198,7 +226,7 @@ def measure_all() -> dict:
     result["answer_only_logits"] = {**heads["300"], "by_tokens": heads}
     result["stage2"] |= rates(peak)
     result["cost"] = costs()
-    result["contended"] = contended()
+    result |= {name: part() for name, part in PARTS.items()}
     return result | {"commit": measure.commit()}
 
 

@@ -37,6 +37,7 @@ from utils.training.log import peak_rss_mb
 from utils.training.processes import start
 
 BATCH = 4  # clips of the comparison with encoding at every step
+PACKED = (1, 4, 9)  # questions of a clip in one sequence
 STATUS = Path("/proc/self/status")  # Linux
 READ = {"stage1": read_valor, "stage2": read_music_avqa}  # each stage's annotations
 
@@ -59,12 +60,17 @@ def seconds(run: Callable, least: float = 2.0, times: int = 3) -> float:
     run()
     taken: list[float] = []
     while len(taken) < times or sum(taken) < least:
-        wait()
-        began = time.perf_counter()
-        run()
-        wait()
-        taken.append(time.perf_counter() - began)
+        taken.append(once(run))
     return statistics.median(taken)
+
+
+def once(run: Callable) -> float:
+    """The time of `run`."""
+    wait()
+    began = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - began
 
 
 def peak_gb() -> float:
@@ -103,10 +109,13 @@ def _measured(function: Callable, args: tuple) -> dict:
 def commit() -> str:
     """The commit that is measured; what was changed since is told by a plus sign."""
     git = ["git", "-C", str(Path(__file__).parent)]
-    head, changed = (
-        subprocess.run([*git, *what], capture_output=True, text=True, check=True).stdout.strip()
-        for what in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "-uno"))
-    )
+    try:
+        head, changed = (
+            subprocess.run([*git, *what], capture_output=True, text=True, check=True).stdout.strip()
+            for what in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain", "-uno"))
+        )
+    except (OSError, subprocess.CalledProcessError):  # no git, or a copy of the files alone
+        return "unknown"
     return head + ("+" if changed else "")
 
 
@@ -154,11 +163,13 @@ def loss_of(model: nn.Module, batch: Batch, noise: torch.Generator | None) -> Te
 
 
 def full_logits(model: Answering, batch: Batch, noise: torch.Generator | None) -> Tensor:
-    """Stage 2's loss with logits at every position of the sequence, for comparison alone."""
-    received, mask = model.receive(batch, noise, model.system.snr_db(len(batch.ids), noise))
+    """Stage 2's loss with logits at every position of the sequence, one question a clip, for
+    comparison alone."""
+    received = model.receive(batch, noise, model.system.snr_db(len(batch.ids), noise))
     foundation = model.system.foundation
     said = foundation.embed(batch.answer_ids)
-    tokens = torch.cat([received.to(said.dtype), said], dim=1)
+    tokens = torch.cat([received.media, received.question, said], dim=1).to(said.dtype)
+    mask = torch.cat([received.media_mask, received.question_mask], dim=1)
     real = torch.cat([mask, batch.answer_mask], dim=1)
     said_ids = batch.answer_ids.masked_fill(~batch.answer_mask, -100)
     labels = pad(said_ids, (mask.shape[1], 0), value=-100)
@@ -194,7 +205,7 @@ def encode_every_step(folder: Path, stage: str) -> dict:
             for kind, tx in model.system.transmitters.items():
                 reader = processors.readers[kind]
                 inputs, windows = reader(reader.path(root, row.video_id))
-                tokens.append(tx.encode(inputs.to(device()), windows and [windows])[0])
+                tokens.append(tx.encode(inputs.to(device()), windows and [windows]).tokens[0])
             items.append((*tokens, row))
         take(model, optimizer, collate(items).to(device()), loss)
 
@@ -266,33 +277,44 @@ def head(tokens: int, every: bool, batch: int = 8, answer: int = 4, hidden: int 
 # The stage 2 step against the machine's peak.
 
 
-def random_batch(system: System, batch: int, question: int = 20, answer: int = 3) -> Batch:
-    """A batch of stage 2 with random tokens and full lengths."""
-    vocabulary = system.foundation.decoder.config.vocab_size
+def random_batch(
+    system: System, batch: int, question: int = 20, answer: int = 3, packed: int = 1
+) -> Batch:
+    """A batch of stage 2 with random tokens and full lengths, `packed` questions a clip."""
+    vocabulary, clips = system.foundation.decoder.config.vocab_size, batch // packed
     full = {"device": device(), "dtype": torch.bool}
     made = {
-        kind: torch.randn(batch, tx.special + tx.length, tx.projection.in_features, device=device())
+        kind: torch.randn(clips, tx.special + tx.length, tx.projection.in_features, device=device())
         for kind, tx in system.transmitters.items()
     }
     return Batch(
         **made,
+        clip=torch.arange(clips, device=device()).repeat_interleave(packed),
         ids=torch.randint(vocabulary, (batch, question), device=device()),
         mask=torch.ones(batch, question, **full),
         text=torch.arange(batch, device=device()),
         answer_ids=torch.randint(vocabulary, (batch, answer), device=device()),
         answer_mask=torch.ones(batch, answer, **full),
+        text_tokens=packed * (question + answer),
         rows=[],
     )
 
 
+SIZES = {
+    "mid": full_size.QWEN_SMALL,  # 42 M parameters
+    # One layer of Qwen2.5-1.5B; logits of answers alone make the vocabulary matter little.
+    "layer": {**full_size.QWEN_1_5B, "num_hidden_layers": 1, "vocabulary": 4096},
+}
+
+
 def stage_2(size: str, tokens: int) -> tuple[Answering, AdamW]:
-    """Stage 2 without encoders: `mini` as shipped, `mid` of 42 M parameters."""
+    """Stage 2 without encoders: `mini` as shipped, or a language model in `SIZES`."""
     preset = "mini" if size == "mini" else "paper"
     config = replace(task_avqa.PRESETS[preset], visual_tokens=tokens, audio_tokens=tokens)
     if size == "mini":
         model, _ = task_avqa.build_model(config)
     else:
-        language = full_size.qwen(**full_size.QWEN_SMALL)
+        language = full_size.qwen(**SIZES[size])
         with torch.device("meta"):
             encoders = shapes.encoders_of(shapes.PAPER)
         language_model = Qwen2ForCausalLM._from_config(language, dtype=getattr(torch, dtype()))
@@ -368,6 +390,47 @@ def stage_2_step(size: str, batch: int, tokens: int, split: bool = False) -> dic
     flops = step_flops(model, made)
     found = {"seconds": taken, "gflop": flops / 1e9, "gflops": flops / taken / 1e9}
     return {**found, "time_share": time_share(step)} if split else found
+
+
+# Questions of a clip that share its media.
+
+
+def packed(size: str, tokens: int, batch: int, question: int, answer: int) -> dict:
+    """Questions a second of training steps and of answering, by how many questions of a clip share
+    its media: medians of three turns, in which all take part.
+
+    Args:
+        tokens: patch tokens of either medium.
+        batch: questions, about.
+        question, answer: their tokens.
+    """
+    if threads := task_avqa.PRESETS["mini" if size == "mini" else "paper"].threads:
+        torch.set_num_threads(threads)
+    model, optimizer = stage_2(size, tokens)
+    model.answer_tokens = answer
+    runs = {}
+    for n in PACKED:
+        made = random_batch(model.system, max(1, batch // n) * n, question, answer, n)
+        runs["training", n] = partial(take, model, optimizer, made), len(made.ids)
+        runs["answering", n] = partial(write, model, made), len(made.ids)
+    taken: dict[tuple, list[float]] = {which: [] for which in runs}
+    for _ in range(4):
+        for which, (run, questions) in runs.items():
+            taken[which].append(once(run) / questions)
+    found: dict[str, dict] = {"training": {}, "answering": {}}
+    for (what, n), times in taken.items():
+        found[what][str(n)] = 1 / statistics.median(times[1:])  # the first turn warms up
+    return found
+
+
+@torch.inference_mode()
+def write(model: Answering, batch: Batch) -> None:
+    """Answers to the questions of a batch."""
+    model.eval()
+    model(
+        batch, torch.Generator(device()), model.system.snr_db(len(batch.visual), None), write=True
+    )
+    model.train()
 
 
 # Steps beside other work.

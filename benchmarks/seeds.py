@@ -1,12 +1,12 @@
-"""Both stages over several seeds, mean and spread: `python benchmarks/seeds.py`.
+"""The demo over ten seeds, mean and spread: `python benchmarks/seeds.py`.
 
 Runs task_align.py and task_avqa.py with each seed on the same clips, several at a time, and keeps
-finished runs. Writes benchmarks/seeds.json and prints the tables of
-docs/results.md.
+finished runs. Writes benchmarks/seeds.json and prints the tables of docs/results.md.
 """
 
 import argparse
 import json
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +14,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.experiments.page import gain, table  # noqa: E402
+from benchmarks.experiments.compare import gain  # noqa: E402
+from benchmarks.experiments.page import signed, table  # noqa: E402
+from benchmarks.measure import commit  # noqa: E402
 from benchmarks.sweeps import fill_caches  # noqa: E402
 from task_align import PRESETS as ALIGN  # noqa: E402
 from task_avqa import PRESETS as AVQA  # noqa: E402
-from utils.report.statistics import paired  # noqa: E402
 from utils.runs import Run, run_all  # noqa: E402
 
 
@@ -34,7 +35,10 @@ def runs_of(seed: int) -> tuple[Run, Run, Run]:
 
 
 def summary(values: list[float]) -> dict[str, float]:
-    return {"mean": sum(values) / len(values), "min": min(values), "max": max(values)}
+    """Mean, extremes and standard deviation over seeds (0 for one)."""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    mean = statistics.fmean(values)
+    return {"mean": mean, "min": min(values), "max": max(values), "sd": spread}
 
 
 def by_key(parts: list[dict]) -> dict[str, dict[str, float]]:
@@ -61,28 +65,34 @@ def tables(found: dict) -> str:
 
     names = [name.replace("_", " ") for name in found["baselines"]]
     rows = [["overall", *map(cell, (found["accuracy"], *found["baselines"].values()))]]
+    spreads = [found["accuracy"]["sd"], *(b["sd"] for b in found["baselines"].values())]
+    rows.append(["standard deviation of overall", *(f"{100 * sd:.1f}" for sd in spreads)])
     columns = (found["by_type"], *found["baselines_by_type"].values())
     rows += [[kind, *(cell(column[kind]) for column in columns)] for kind in found["by_type"]]
     head = ["accuracy in %", "model", *names]
     said += "\n" + table(head, rows)
 
-    rows = [
-        [snr, cell(own), cell(found["unaligned_by_snr"][snr]), gain(found["gain_by_alignment"], i)]
-        for i, (snr, own) in enumerate(found["accuracy_by_snr"].items())
+    gains = found["gain_by_alignment"]
+    pairs = [
+        (snr, own, found["unaligned_by_snr"][snr], gains["by_snr"][snr])
+        for snr, own in found["accuracy_by_snr"].items()
     ]
+    rows = [[snr, cell(own), cell(other), signed(apart, 100)] for snr, own, other, apart in pairs]
+    rows.append(["all", "", "", signed(gains["pooled"], 100)])
     head = ["test SNR (dB)", "accuracy in %", "without stage 1", "gain by it (points ± 95 %)"]
     return said + "\n" + table(head, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(11, 21)))
     seeds = parser.parse_args().seeds
     runs = [runs_of(seed) for seed in seeds]
     fill_caches([run.config for part in runs for run in part])
     metrics = run_all([run for part in runs for run in part], label="seeds")
     align, avqa, alone = ([metrics[run.name] for run in part] for part in zip(*runs, strict=True))
     by_snr = {s: [r["accuracy_by_snr"][s] for r in avqa] for s in avqa[0]["accuracy_by_snr"]}
+    sides = [[[part[i] for part in runs]] for i in (1, 2)]  # aligned and not
     unaligned = {s: [r["accuracy_by_snr"][s] for r in alone] for s in by_snr}
     found = {
         "seeds": seeds,
@@ -100,7 +110,11 @@ def main() -> None:
         },
         "accuracy_by_snr": {s: summary(v) for s, v in by_snr.items()},
         "unaligned_by_snr": {s: summary(v) for s, v in unaligned.items()},
-        "gain_by_alignment": paired(list(by_snr.values()), list(unaligned.values())),
+        "gain_by_alignment": {
+            "pooled": gain(*sides, [float(snr) for snr in by_snr]),
+            "by_snr": {snr: gain(*sides, [float(snr)]) for snr in by_snr},
+        },
+        "commit": commit(),
     }
     (ROOT / "benchmarks" / "seeds.json").write_text(json.dumps(found, indent=2) + "\n")
     print(tables(found))

@@ -1,4 +1,4 @@
-"""The table of tensor shapes in docs/shapes.md: `python -m benchmarks.shapes`.
+"""The tables of tensor shapes and channel uses in docs/shapes.md: `python -m benchmarks.shapes`.
 
 Both presets' models are built on the meta device, where a forward pass costs nothing and needs no
 weights, and a batch is led through both stages' own forward passes; hooks note what passes.
@@ -12,8 +12,9 @@ import task_align
 import task_avqa
 from benchmarks import full_size
 from benchmarks.experiments import page
-from modules.system import Alignment, Answering, Batch, System
-from modules.token_transmitter import Windows
+from modules.system import MEDIA, Alignment, Answering, Batch, System
+from modules.token_compression import COMPRESSIONS, clip_uses, side_bits
+from modules.token_transmitter import GRIDS, Windows
 from utils.data.media import patch_starts
 from utils.files import shipped
 
@@ -44,21 +45,25 @@ def system_of(models: dict, config) -> System:
     return System(config, encoders_of(models), Qwen2ForCausalLM(models["language"]))
 
 
-def media_batch(models: dict, config, text: int) -> Batch:
-    """A batch of encoder inputs, as in a run without a cache, and of so many text tokens."""
-    v, a, clips = models["visual"], models["audio"], config.batch
+def media_batch(models: dict, config, text: int, packed: int = 1) -> Batch:
+    """A batch of encoder inputs, as in a run without a cache, and of texts of so many tokens, of
+    which `packed` share a clip."""
+    v, a, clips = models["visual"], models["audio"], config.batch // packed
     side = v.image_size if isinstance(v.image_size, int) else v.image_size[0]
-    ids, answer = (torch.zeros(clips, n, dtype=torch.long) for n in (text, ANSWER))
+    ids, answer = (torch.zeros(config.batch, n, dtype=torch.long) for n in (text, ANSWER))
     return Batch(
         visual=torch.empty(clips, v.num_frames, 3, side, side),
         audio=torch.empty(clips, a.max_length, a.num_mel_bins),
+        clip=torch.arange(clips).repeat_interleave(packed),
         ids=ids,
         mask=ids == 0,
-        text=torch.zeros(clips, dtype=torch.long),
+        text=torch.zeros(config.batch, dtype=torch.long),
         answer_ids=answer,
         answer_mask=answer == 0,
+        text_tokens=packed * (text + ANSWER),
         rows=[],
-        windows=clips * [Windows(torch.tensor([1]), torch.arange(len(patch_starts(a))))],
+        windows=clips
+        * [Windows(torch.tensor([1]), torch.arange(len(patch_starts(a)), device="cpu"))],
     )
 
 
@@ -106,10 +111,12 @@ def trace(models: dict, align, avqa) -> dict[str, tuple]:
         answering = Answering(system_of(models, avqa), avqa, end_id=0)
         foundation = answering.system.foundation
         watch_system(answering.system, "2", seen, f"question, received ({QUESTION} tokens)")
-        watch(foundation.decoder, "2", seen, f"whole sequence (answer of {ANSWER} tokens)")
+        watch(
+            foundation.decoder, "2", seen, f"whole sequence ({avqa.packed} questions and answers)"
+        )
         head = foundation.language_model.get_output_embeddings()
         watch(head, "2", seen, "states that predict the answer", "logits")
-        answering(media_batch(models, avqa, QUESTION), None)
+        answering(media_batch(models, avqa, QUESTION, avqa.packed), None)
     return seen
 
 
@@ -123,5 +130,29 @@ def table() -> str:
     return page.table(["stage · tensor", "mini", "paper"], rows, rule="---").rstrip()
 
 
+def uses() -> str:
+    """What a clip of each preset costs on air by each compression, in Markdown: complex symbols,
+    and how many of them carry side information."""
+    head, columns = ["compression"], []
+    for preset, models in (("mini", mini_configs()), ("paper", PAPER)):
+        config = task_align.PRESETS[preset]
+        for kind, special in zip(MEDIA, (1, 2), strict=True):
+            patches = len(GRIDS[models[kind].model_type](models[kind]))
+            length = getattr(config, f"{kind}_tokens")
+            sent = special + length, models["language"].hidden_size
+            bits = {how: side_bits(how, patches, length) for how in COMPRESSIONS}
+            head.append(f"{kind}, {preset}: {length} of {patches:,} patches")
+            columns.append([symbols(*sent, of, config.snr_db) for of in bits.values()])
+    rows = [list(row) for row in zip(COMPRESSIONS, *columns, strict=True)]
+    return page.table(head, rows, rule="---").rstrip()
+
+
+def symbols(tokens: int, hidden: int, bits: float, snr_db: float) -> str:
+    """Complex symbols, and those of them that carry so many bits beside the tokens."""
+    total = clip_uses(tokens, hidden, bits, snr_db)
+    beside = total - clip_uses(tokens, hidden, 0.0, snr_db)
+    return f"{total:,.0f}" + (f" ({beside:,.0f})" if bits else "")
+
+
 if __name__ == "__main__":
-    print(table())
+    print(f"{table()}\n\n{uses()}")

@@ -4,9 +4,13 @@ Real numbers are sent in pairs as the in-phase and quadrature part of complex sy
 
     y = h x + n,   n ~ CN(0, N0),
 
-with block fading h (one draw a clip) known to the receiver, which equalises by linear MMSE. The
-SNR is the mean received signal power over the noise power, E|h|^2 E|x|^2 / N0 with E|h|^2 = 1,
-for each clip by itself and over its real tokens alone: padding is not sent.
+with block fading h (one draw a clip). A transmitter sends each clip at unit mean power over its
+real tokens, and padding not at all; what it divided by to get there is not known at the receiver.
+The SNR is the mean received signal power over the noise power, E|h|^2 E|x|^2 / N0 with E|h|^2 = 1,
+for each clip by itself. The receiver knows h and N0 and multiplies y by the linear MMSE equaliser
+h* / (|h|^2 + 1/SNR), on every channel: what is left of a token is |h|^2 / (|h|^2 + 1/SNR) of it, a
+factor between 0 and 1, and noise. On average over the noise a clip arrives with this factor as its
+mean power, from which a receiver can tell it.
 """
 
 import math
@@ -35,7 +39,8 @@ def rician(draw: Draw, rician_k: float) -> Tensor:
 
 
 # The gain h of each clip, by the channel's name. A channel of one's own is one more entry: a
-# function of `draw` and `rician_k` with E|h|^2 = 1. Through `none` tokens arrive as they were sent.
+# function of `draw` and `rician_k` with E|h|^2 = 1. Through `none` tokens arrive as they were sent,
+# which is how they arrive through any other at +inf dB.
 CHANNELS: dict[str, Callable[[Draw, float], Tensor | float] | None] = {
     "awgn": awgn,
     "rayleigh": rayleigh,
@@ -66,6 +71,26 @@ class TrainingSNR:
         return low + (high - low) * torch.rand(clips, generator=generator, device=device)
 
 
+def unit_power(tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What a transmitter sends: each clip over the root of its mean power.
+
+    Args:
+        tokens: (batch, tokens, hidden), real.
+        mask: (batch, tokens), True at real tokens.
+
+    Returns:
+        The same shape in float32: the mean square of a clip's numbers is 1 over its real tokens;
+        padding is zeros, and so is a clip of zeros alone.
+    """
+    tokens, count = tokens.float(), tokens.shape[1]
+    if mask is not None:
+        tokens = tokens.masked_fill(~mask[..., None], 0)
+        count = mask.sum(dim=1)[:, None, None].clamp(min=1)  # (batch, 1, 1)
+    power = tokens.square().sum(dim=(1, 2), keepdim=True) / (count * tokens.shape[2])
+    # The root is not of 0, so that gradients stay finite in empty clips.
+    return tokens / power.clamp(min=1e-30).sqrt()
+
+
 class Channel(nn.Module):
     """Sends tokens at a given SNR; holds no weights.
 
@@ -90,7 +115,7 @@ class Channel(nn.Module):
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Received tokens, of the shape and dtype of `tokens`.
+        """Received tokens, of the shape and dtype of `tokens` and at the scale of `unit_power`.
 
         Args:
             tokens: (batch, tokens, hidden), real; hidden must be even.
@@ -98,37 +123,31 @@ class Channel(nn.Module):
             mask: (batch, tokens), True at real tokens; padding comes out as zeros.
             generator: source of the noise and the fading, on the tokens' device.
         """
-        sent = tokens if mask is None else tokens * mask[..., None]
+        sent = unit_power(tokens, mask)
         if self.kind == "none":
-            return sent
-        if tokens.shape[-1] % 2:
-            raise ValueError(f"hidden size {tokens.shape[-1]}: must be even to pair into symbols")
+            return sent.to(tokens.dtype)
         batch, length, hidden = tokens.shape
-        symbols = torch.view_as_complex(sent.float().reshape(batch, length, hidden // 2, 2))
+        if hidden % 2:
+            raise ValueError(f"hidden size {hidden}: must be even to pair into symbols")
+        pairs = sent.reshape(batch, length, hidden // 2, 2).contiguous()
+        symbols = torch.view_as_complex(pairs)  # of mean power 2, that is 1 in each part
 
-        real_tokens = length if mask is None else mask.sum(dim=1)[:, None, None]
-        energy = symbols.abs().square().sum(dim=(1, 2), keepdim=True)  # (batch, 1, 1)
-        power = energy / (real_tokens * (hidden // 2) + (real_tokens == 0))  # mean over symbols
         if not isinstance(snr_db, Tensor):  # filled in on the device, which no copy has to reach
             snr_db = torch.full((1,), snr_db, device=tokens.device)
-        snr = 10 ** (snr_db.to(tokens.device).float() / 10)
-        snr = snr.reshape(-1, 1, 1)
+        noise_power = 10 ** (-snr_db.to(tokens.device).float() / 10)  # of each part
+        noise_power = noise_power.reshape(-1, 1, 1)  # (1 or batch, 1, 1)
+        noise = (2 * noise_power).sqrt() * self._gaussian(symbols, generator)
+        h = self._gain(symbols[:, :1, :1], generator)  # (batch, 1, 1)
+        equaliser = h.conj() / (h.abs().square() + noise_power)
+        received = torch.view_as_real(equaliser * (h * symbols + noise)).reshape(tokens.shape)
+        if mask is not None:
+            received = received.masked_fill(~mask[..., None], 0)
+        return received.to(tokens.dtype)
 
-        # Two roots, and not of 0, so that gradients stay finite at +inf dB and in empty clips.
-        amplitude = power.clamp(min=1e-30).sqrt() / snr.sqrt()
-        noise = amplitude * self._gaussian(symbols, generator)
-        h = self._gain(symbols[:, :1, :1], generator)  # 1, or (batch, 1, 1)
-        if isinstance(h, float):
-            received = symbols + noise
-        else:
-            equaliser = h.conj() / (h.abs().square() + 1 / snr)
-            received = equaliser * (h * symbols + noise)
-        received = torch.view_as_real(received).reshape(batch, length, hidden).to(tokens.dtype)
-        return received if mask is None else received * mask[..., None]
-
-    def _gain(self, like: Tensor, generator: torch.Generator | None) -> Tensor | float:
-        """h of each clip, of the shape of `like`."""
-        return CHANNELS[self.kind](lambda: self._gaussian(like, generator), self.rician_k)
+    def _gain(self, like: Tensor, generator: torch.Generator | None) -> Tensor:
+        """h of each clip, complex, of the shape of `like`."""
+        h = CHANNELS[self.kind](lambda: self._gaussian(like, generator), self.rician_k)
+        return h * torch.ones_like(like)
 
     @staticmethod
     def _gaussian(like: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,15 +1,30 @@
 """The foundation model at the base station: Qwen2.5, read and tuned through its embeddings."""
 
+from dataclasses import dataclass
+
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
+from transformers import Cache, DynamicCache
 
 from modules.losses import ratio
 
 PROMPT_END = " Answer:"
 PROMPT = "Question: {question}" + PROMPT_END
 IGNORED = -100  # a target that costs nothing
+
+
+@dataclass
+class Received:
+    """What the base station restored of clips and the questions about them; padding may stand
+    anywhere."""
+
+    media: Tensor  # (clips, media tokens, hidden), visual tokens before audio tokens
+    media_mask: Tensor  # (clips, media tokens), True at real tokens
+    question: Tensor  # (questions, question tokens, hidden)
+    question_mask: Tensor  # (questions, question tokens), True at real tokens
+    clip: Tensor  # (questions,), the row of `media` that each question is about
 
 
 class FoundationModel(nn.Module):
@@ -39,10 +54,13 @@ class FoundationModel(nn.Module):
         """Token ids (batch, tokens) to embeddings (batch, tokens, hidden)."""
         return self.language_model.get_input_embeddings()(ids)
 
+    def words(self) -> Tensor:
+        """The embeddings of all words, (vocabulary, hidden): the model's own table, no copy."""
+        return self.language_model.get_input_embeddings().weight
+
     def embedding_rms(self) -> Tensor:
         """Root mean square of an embedding entry, about 1e-2 in Qwen2.5, a number."""
-        weight = self.language_model.get_input_embeddings().weight
-        return weight.float().square().mean().sqrt()
+        return self.words().float().square().mean().sqrt()
 
     @property
     def decoder(self) -> nn.Module:
@@ -59,47 +77,59 @@ class FoundationModel(nn.Module):
         for layer in self.decoder.layers:
             layer.compile(dynamic=True)
 
-    def hidden_states(self, embeddings: Tensor) -> Tensor:
+    def hidden_states(
+        self, embeddings: Tensor, sees: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
         """The decoder's last hidden states, (batch, tokens, hidden); no vocabulary head.
 
-        Attention is causal and sees every earlier position, so padding must come last.
+        Args:
+            embeddings: (batch, tokens, hidden).
+            sees: (batch, tokens, cached + tokens), True where a token sees another or itself; its
+                position is the number of others that it sees. Without it attention is causal and
+                sees every earlier position, so padding must come last.
+            cache: keys and values of tokens before these, which are added to it.
         """
-        # No mask for each kind of layer: scaled-dot-product attention then runs its causal
-        # kernel, and the library does not look into the tensors to make one, for which the host
-        # would have to wait.
-        no_mask = dict.fromkeys(self.decoder.config.layer_types)
+        # Without a mask scaled-dot-product attention runs its causal kernel. It is given, or None,
+        # for each kind of layer: the library then does not look into the tensors to make one, for
+        # which the host would have to wait.
+        mask = position = None
+        if sees is not None:
+            unseen = torch.finfo(embeddings.dtype).min
+            mask = torch.zeros_like(sees, dtype=embeddings.dtype).masked_fill(~sees, unseen)
+            mask, position = mask[:, None], sees.sum(dim=2) - 1
         return self.decoder(
-            inputs_embeds=embeddings, attention_mask=no_mask, use_cache=False
+            inputs_embeds=embeddings,
+            attention_mask=dict.fromkeys(self.decoder.config.layer_types, mask),
+            position_ids=position,
+            cache=cache,
+            use_cache=cache is not None,
         ).last_hidden_state
 
     def answer_loss(
-        self, received: Tensor, mask: Tensor, answer_ids: Tensor, answer_mask: Tensor
+        self, received: Received, answer_ids: Tensor, answer_mask: Tensor, text_tokens: int
     ) -> Tensor:
         """Cross-entropy of the answers and their end-of-text tokens, in nats a token, over the
         batch of all processes.
 
+        The questions of a clip share its media in one sequence, [media, question, answer, question,
+        answer, ...]. A question and its answer see the media and themselves, and their positions go
+        on from the media's, so each answer costs what it costs in a sequence of its own. (Packing
+        without contamination: Krell et al., 2021, arXiv 2107.02027.)
+
         Args:
-            received: (batch, tokens, hidden), the received visual, audio and question tokens.
-            mask: (batch, tokens), True at real tokens; padding may stand anywhere.
-            answer_ids: (batch, answer tokens), the end-of-text token last, padded on the right.
-            answer_mask: (batch, answer tokens), True at real tokens.
+            answer_ids: (questions, answer tokens), the end-of-text token last, padded on the right.
+            answer_mask: (questions, answer tokens), True at real tokens.
+            text_tokens: of questions and answers together, at the clip that has most.
 
         Logits are computed at the answers' positions and nowhere else.
         """
         answer = self.embed(answer_ids)  # in the dtype that the model reads
-        tokens = torch.cat([received.to(answer.dtype), answer], dim=1)
-        # Move the padding to the end: under causal attention no real token then sees it, and no
-        # attention mask is needed.
-        real = torch.cat([mask, answer_mask], dim=1)
-        order = real.long().argsort(dim=1, descending=True, stable=True)
-        tokens = tokens.gather(1, order[..., None].expand_as(tokens))
-        states = self.hidden_states(tokens)  # (batch, tokens, hidden)
-        # Answer token k stands at (received tokens) + k and is predicted one position earlier.
-        first = mask.sum(dim=1, keepdim=True) - 1
-        position = first + torch.arange(answer_ids.shape[1], device=first.device)
-        position = position.clamp(max=tokens.shape[1] - 1)
-        states = states.gather(1, position[..., None].expand(-1, -1, states.shape[-1]))
-        logits = self.language_model.get_output_embeddings()(states)  # (batch, answer, vocab)
+        tokens, block, place = pack(received, answer, answer_mask, text_tokens)
+        packed = len(received.clip) > len(received.media)
+        states = self.hidden_states(tokens, visible(block) if packed else None)
+        # An answer's token is predicted one position earlier.
+        states = states.flatten(0, 1)[place[:, received.question.shape[1] :] - 1]
+        logits = self.language_model.get_output_embeddings()(states)  # (questions, answer, vocab)
         # Padding of the answers is ignored, not cut out: its number is known to the device alone.
         target = answer_ids.masked_fill(~answer_mask, IGNORED)
         loss = cross_entropy(
@@ -108,28 +138,84 @@ class FoundationModel(nn.Module):
         return ratio(loss, answer_mask.sum())
 
     @torch.inference_mode()
-    def generate(
-        self, received: Tensor, mask: Tensor, end_id: int, max_new_tokens: int = 8
-    ) -> Tensor:
-        """Answer ids by greedy decoding over the whole vocabulary, (batch, new tokens).
+    def generate(self, received: Received, end_id: int, max_new_tokens: int = 8) -> Tensor:
+        """Answer ids by greedy decoding over the whole vocabulary, (questions, new tokens); rows
+        that ended early are filled with `end_id`.
 
-        Arguments as in `answer_loss`; rows that ended early are filled with `end_id`. Uses the
-        key-value cache; a row's answer does not depend on the rows beside it.
+        The media of a clip are read once, and each of its questions goes on from their keys and
+        values. An answer does not depend on the questions beside it.
         """
-        # Padding goes to the front here, so that every row's next token comes last.
-        order = mask.long().argsort(dim=1, stable=True)
-        tokens = received.to(self.language_model.dtype)
-        return self.language_model.generate(
-            inputs_embeds=tokens.gather(1, order[..., None].expand_as(tokens)),
-            attention_mask=mask.gather(1, order).long(),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            eos_token_id=end_id,
-            pad_token_id=end_id,
-            use_cache=True,
-        )
+        dtype, clip, cache = self.language_model.dtype, received.clip, DynamicCache()
+        media, seen = move_padding(received.media, received.media_mask, to_front=False)
+        self.hidden_states(media.to(dtype), cache=cache)
+        cache.batch_select_indices(clip)  # now a row a question
+        # Padding of questions goes to the front, so that the next token of each comes last.
+        tokens, real = move_padding(received.question, received.question_mask, to_front=True)
+        real = torch.cat([seen[clip], real], dim=1)  # (questions, cached + question tokens)
+        said, ended = [], torch.zeros_like(clip, dtype=torch.bool)
+        while len(said) < max_new_tokens and not ended.all():
+            new = tokens.shape[1]
+            sees = real[:, None].expand(-1, new, -1).tril(real.shape[1] - new)
+            states = self.hidden_states(tokens.to(dtype), sees, cache)
+            scores = self.language_model.get_output_embeddings()(states[:, -1])
+            said.append(scores.argmax(dim=1).masked_fill(ended, end_id))
+            ended = ended | (said[-1] == end_id)
+            tokens, real = self.embed(said[-1])[:, None], pad(real, (0, 1), value=True)
+        return torch.stack(said, dim=1)
+
+
+def pack(
+    received: Received, answer: Tensor, answer_mask: Tensor, text_tokens: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each clip's media, the questions about it with their answers, and all padding behind them.
+
+    Args:
+        answer: (questions, answer tokens, hidden), in the dtype of what is returned.
+        answer_mask, text_tokens: as for `answer_loss`.
+
+    Returns:
+        tokens: (clips, media tokens + text_tokens, hidden).
+        block: (clips, media tokens + text_tokens), 0 at the media, else the question's number from
+            1 on.
+        place: (questions, question + answer tokens), where each of their tokens stands among
+            `tokens.flatten(0, 1)`.
+    """
+    media, clip = received.media.to(answer.dtype), received.clip
+    text = torch.cat([received.question.to(answer.dtype), answer], dim=1)
+    real = torch.cat([received.question_mask, answer_mask], dim=1)
+    width = media.shape[1] + text_tokens
+    end = len(media) * width  # behind the last sequence: padding goes there and is cut off
+    earlier = (clip[:, None] == clip).tril(-1)  # (questions, questions), of the same clip
+    before = received.media_mask.sum(dim=1)[clip] + (earlier * real.sum(dim=1)).sum(dim=1)
+    place = places(real, clip * width + before, end)
+    of_media = places(received.media_mask, torch.arange(0, end, width, device=clip.device), end)
+    number = torch.arange(1, len(clip) + 1, device=clip.device)[:, None].expand_as(place)
+    at = torch.cat([of_media.flatten(), place.flatten()])
+    values = torch.cat([media.flatten(0, 1), text.flatten(0, 1)])
+    owner = torch.cat([torch.zeros_like(of_media).flatten(), number.flatten()])
+    tokens, block = (
+        each.new_zeros(end + 1, *each.shape[1:])
+        .index_copy(0, at, each)[:-1]
+        .unflatten(0, (-1, width))
+        for each in (values, owner)
+    )
+    return tokens, block, place
+
+
+def places(mask: Tensor, start: Tensor, end: int) -> Tensor:
+    """Numbers (rows, tokens) that count each row's real tokens from `start` (rows,) on; `end` at
+    padding."""
+    return (start[:, None] + mask.cumsum(dim=1) - 1).masked_fill(~mask, end)
+
+
+def visible(block: Tensor) -> Tensor:
+    """(clips, tokens, tokens), True where a token sees another: itself, earlier ones of its block
+    and the media, which are block 0 of (clips, tokens)."""
+    seen = block[:, None]
+    return ((seen == 0) | (seen == block[:, :, None])).tril()
+
+
+def move_padding(tokens: Tensor, mask: Tensor, to_front: bool) -> tuple[Tensor, Tensor]:
+    """Tokens (rows, tokens, hidden) and their mask (rows, tokens) with all padding at one end."""
+    order = mask.long().argsort(dim=1, descending=not to_front, stable=True)
+    return tokens.gather(1, order[..., None].expand_as(tokens)), mask.gather(1, order)

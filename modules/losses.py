@@ -21,9 +21,10 @@ def gather(rows: Tensor) -> Tensor:
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Numerator over denominator, each a number that is summed over all processes first."""
+    """Numerator over denominator, each a number that is summed over all processes first; 0 where
+    there is nothing to sum."""
     above, below = gather(torch.stack([numerator.float(), denominator.float()])[None]).sum(dim=0)
-    return above / below
+    return above / below.clamp(min=1e-12)
 
 
 def info_nce(
@@ -69,7 +70,7 @@ def reconstruction(received: Tensor, sent: Tensor, mask: Tensor) -> Tensor:
     """
     weight = mask[..., None].float()
     error = ((received.float() - sent.float()).square() * weight).sum()
-    return ratio(error, (sent.float().square() * weight).sum() + 1e-12)
+    return ratio(error, (sent.float().square() * weight).sum())
 
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ be used within one call of one module.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modules.channel import Channel, TrainingSNR
-from modules.foundation_model import FoundationModel
+from modules.channel import Channel, TrainingSNR, unit_power
+from modules.foundation_model import FoundationModel, Received
 from modules.losses import info_nce, masked_mean, reconstruction
-from modules.token_compression import compress, compress_each
-from modules.token_receiver import RECEIVERS
+from modules.token_compression import Layout, compress, compress_each
+from modules.token_receiver import RECEIVERS, TEXT_RECEIVERS
 from modules.token_transmitter import TokenTransmitter, Windows
 
 MEDIA = ("visual", "audio")
@@ -26,18 +27,23 @@ MEDIA = ("visual", "audio")
 
 @dataclass
 class Batch:
-    """What a step reads; everything is padded on the right."""
+    """What a step reads; everything is padded on the right. A text is a caption, of which each has
+    its clip, or a question in its prompt; questions that follow each other may share their clip."""
 
-    visual: Tensor  # (batch, 1 + visual tokens, encoder width)
-    audio: Tensor  # (batch, 2 + audio tokens, encoder width)
-    ids: Tensor  # (batch, text tokens): the caption, or the question in its prompt
-    mask: Tensor  # (batch, text tokens), True at real tokens
-    text: Tensor  # (batch,), a number for each distinct text
-    answer_ids: Tensor | None  # (batch, answer tokens), end of text last
+    visual: Tensor  # (clips, 1 + visual tokens, encoder width)
+    audio: Tensor  # (clips, 2 + audio tokens, encoder width)
+    clip: Tensor  # (texts,), the number of each text's clip
+    ids: Tensor  # (texts, text tokens)
+    mask: Tensor  # (texts, text tokens), True at real tokens
+    text: Tensor  # (texts,), a number for each distinct text
+    answer_ids: Tensor | None  # (texts, answer tokens), end of text last
     answer_mask: Tensor | None
+    text_tokens: int  # real ones of texts and answers together, at the clip that has most
     rows: list  # the captions or questions themselves
     # Without a cache `visual` and `audio` are encoder inputs, the latter in each clip's windows.
     windows: list[Windows] | None = None
+    # Of the patch tokens of `visual` and `audio`, by which they may be compressed further.
+    layouts: dict[str, Layout] | None = None
 
     def to(self, device: torch.device, non_blocking: bool = True) -> "Batch":
         moved = self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -68,19 +74,17 @@ class System(nn.Module):
     ):
         super().__init__()
         self.foundation = FoundationModel(language_model)
-        self.register_buffer("text_scale", self.foundation.embedding_rms(), persistent=False)
         hidden, how = self.foundation.hidden, config.compression
         self.img_tx = TokenTransmitter(*encoders["visual"], hidden, config.visual_tokens, how)
         self.audio_tx = TokenTransmitter(*encoders["audio"], hidden, config.audio_tokens, how)
         self.encode_batch = config.encode_batch
         self.channel = Channel(config.channel)
         self.training_snr = TrainingSNR(config.snr_db, config.snr_range)
-
-        def receiver() -> nn.Module:
-            return RECEIVERS[config.receiver](hidden, config.receiver_width, self.text_scale)
-
-        self.img_receiver, self.audio_receiver = receiver(), receiver()
-        self.text_receiver = receiver()
+        sizes = (hidden, config.receiver_width, self.foundation.embedding_rms())
+        self.img_receiver = RECEIVERS[config.receiver](*sizes)
+        self.audio_receiver = RECEIVERS[config.receiver](*sizes)
+        text_receiver = TEXT_RECEIVERS[config.text_receiver]
+        self.text_receiver = text_receiver(*sizes, self.foundation.words)
 
     @property
     def transceivers(self) -> dict[str, nn.Module]:
@@ -114,9 +118,10 @@ class System(nn.Module):
         if batch.windows is None:
             return batch
         # (batch, special + length, encoder width)
-        visual = self.img_tx.encode(batch.visual, rows=self.encode_batch)
-        audio = self.audio_tx.encode(batch.audio, batch.windows, self.encode_batch)
-        return replace(batch, visual=visual, audio=audio, windows=None)
+        visual, seen = self.img_tx.encode(batch.visual, rows=self.encode_batch)
+        audio, heard = self.audio_tx.encode(batch.audio, batch.windows, self.encode_batch)
+        layouts = {"visual": seen, "audio": heard}
+        return replace(batch, visual=visual, audio=audio, windows=None, layouts=layouts)
 
     def snr_db(self, clips: int, noise: torch.Generator | None) -> float | Tensor:
         """dB; over a range of SNRs one a clip (clips,) in training, but the one SNR in evaluation,
@@ -154,28 +159,41 @@ class System(nn.Module):
         noise: torch.Generator | None,
     ) -> Tensor:
         """(batch, text tokens, hidden), padded where `mask` is False, to the same shape. At +inf dB
-        the text is written at the base station: nothing crosses the channel."""
-        sent = embedded.float() / self.text_scale  # embeddings of 1e-2 leave at about unit power
-        if not isinstance(snr_db, float) or snr_db != math.inf:
-            sent = self.channel(sent, snr_db, mask, noise)
-        return self.text_receiver(sent)
+        the text is written at the base station: nothing crosses the channel, and its receiver reads
+        what a channel without noise would give."""
+        if isinstance(snr_db, float) and snr_db == math.inf:
+            return self.text_receiver(unit_power(embedded, mask))
+        return self.text_receiver(self.channel(embedded.float(), snr_db, mask, noise))
+
+
+# What the contrastive loss reads of a user's received tokens, (batch, tokens, hidden) to (batch,
+# hidden): as published the special ones (ViViT's class token, the mean of AST's class and
+# distillation tokens), or all of them.
+CONTRASTS: dict[str, Callable[[TokenTransmitter, Tensor], Tensor]] = {
+    "special": TokenTransmitter.features,
+    "all": lambda tx, received: received.mean(dim=1),
+}
 
 
 class Alignment(nn.Module):
     """Stage 1: tokens of picture and sound come to lie beside those of the caption.
 
-    Source: arXiv 2505.07841, cross-modal alignment.
+    Source: arXiv 2505.07841, cross-modal alignment by contrast. With `caption_weight` the frozen
+    language model must also write the caption from the tokens that arrive, as in the first stage of
+    LLaVA (Liu et al., 2023); 0 is the published recipe.
 
     Args:
-        config: temperature, direction and weights of the losses.
+        config: temperature, direction, features and weights of the losses.
     """
 
     def __init__(self, system: System, config: Any):
         super().__init__()
         self.system = system
         self.temperature, self.one_way = config.temperature, config.one_way
+        self.contrast = CONTRASTS[config.contrast]
         self.contrastive_weight = config.contrastive_weight
         self.reconstruction_weight = config.reconstruction_weight
+        self.caption_weight = config.caption_weight
 
     def forward(
         self, batch: Batch, noise: torch.Generator | None
@@ -189,8 +207,8 @@ class Alignment(nn.Module):
         sent = system.foundation.embed(batch.ids)  # (batch, text tokens, hidden)
         text = system.receive_text(sent, batch.mask, snr_db, noise)
         features = {
-            "visual": system.img_tx.features(visual),  # the class token
-            "audio": system.audio_tx.features(audio),  # mean of class and distillation tokens
+            "visual": self.contrast(system.img_tx, visual),
+            "audio": self.contrast(system.audio_tx, audio),
             "text": masked_mean(text, batch.mask),
         }
         against_text = (features["text"], self.temperature, batch.text, self.one_way)
@@ -201,6 +219,19 @@ class Alignment(nn.Module):
         }
         total = self.contrastive_weight * (losses["visual_to_text"] + losses["audio_to_text"])
         total = total + self.reconstruction_weight * losses["reconstruction"]
+        if self.caption_weight:
+            media = torch.cat([visual, audio], dim=1)  # (batch, media tokens, hidden)
+            received = Received(
+                media=media,
+                media_mask=batch.mask.new_ones(media.shape[:2]),
+                question=media[:, :0],  # nothing is asked: the caption is the answer
+                question_mask=batch.mask[:, :0],
+                clip=batch.clip,
+            )
+            losses["caption"] = system.foundation.answer_loss(
+                received, batch.ids, batch.mask, batch.text_tokens
+            )
+            total = total + self.caption_weight * losses["caption"]
         return {"loss": total, **losses}, features
 
 
@@ -239,18 +270,18 @@ class Answering(nn.Module):
         write: bool = False,
     ) -> Tensor:
         """The loss of the answers in nats a token, or with `write` the ids of answers of its own,
-        (batch, new tokens).
+        (questions, new tokens).
 
         Args:
             snr_db, lengths: as for `receive`; without an SNR that of training.
         """
         if snr_db is None:
-            snr_db = self.system.snr_db(len(batch.ids), noise)
-        received, mask = self.receive(batch, noise, snr_db, lengths)
+            snr_db = self.system.snr_db(len(batch.visual), noise)
+        received = self.receive(batch, noise, snr_db, lengths)
         if write:
-            return self.system.foundation.generate(received, mask, self.end_id, self.answer_tokens)
+            return self.system.foundation.generate(received, self.end_id, self.answer_tokens)
         return self.system.foundation.answer_loss(
-            received, mask, batch.answer_ids, batch.answer_mask
+            received, batch.answer_ids, batch.answer_mask, batch.text_tokens
         )
 
     def receive(
@@ -259,14 +290,14 @@ class Answering(nn.Module):
         noise: torch.Generator | None,
         snr_db: float | Tensor | dict[str, float | Tensor],
         lengths: dict[str, np.ndarray] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """What the base station reads: [visual, audio, question] tokens (batch, tokens, hidden),
-        and the mask of the real ones (batch, tokens).
+    ) -> Received:
+        """What the base station reads. A clip's media cross the channel once for all questions
+        about it, each question by itself, at unit power and at its clip's SNR.
 
         Args:
-            snr_db: dB, one number or one a clip (batch,); or one of these for each of the users
+            snr_db: dB, one number or one a clip (clips,); or one of these for each of the users
                 `visual`, `audio` and `text`.
-            lengths: patch tokens that each clip's camera and microphone send, (batch,) each;
+            lengths: patch tokens that each clip's camera and microphone send, (clips,) each;
                 without them all that are in the batch.
         """
         system = self.system
@@ -275,17 +306,25 @@ class Answering(nn.Module):
             asked_at = snr_db if self.question_snr_db is None else self.question_snr_db
             snr_db = {"visual": snr_db, "audio": snr_db, "text": asked_at}
         sent = {kind: self.sent(kind, batch, noise, lengths) for kind in MEDIA}
-        parts = [
+        media = [
             system.receive_media(kind, tokens, snr_db[kind], noise, mask)
             for kind, (tokens, mask) in sent.items()
         ]
-        embedded = system.foundation.embed(batch.ids)  # (batch, question tokens, hidden)
-        parts.append(system.receive_text(embedded, batch.mask, snr_db["text"], noise))
         masks = [
             batch.mask.new_ones(tokens.shape[:2]) if mask is None else mask
             for tokens, mask in sent.values()
         ]
-        return torch.cat(parts, dim=1), torch.cat([*masks, batch.mask], dim=1)
+        asked_db = snr_db["text"]
+        if isinstance(asked_db, Tensor):
+            asked_db = asked_db[batch.clip]  # (questions,)
+        embedded = system.foundation.embed(batch.ids)  # (questions, question tokens, hidden)
+        return Received(
+            media=torch.cat(media, dim=1),
+            media_mask=torch.cat(masks, dim=1),
+            question=system.receive_text(embedded, batch.mask, asked_db, noise),
+            question_mask=batch.mask,
+            clip=batch.clip,
+        )
 
     def sent(
         self,
@@ -294,7 +333,7 @@ class Answering(nn.Module):
         noise: torch.Generator | None,
         lengths: dict[str, np.ndarray] | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """A user's encoder tokens (batch, special + length, encoder width), and their mask if they
+        """A user's encoder tokens (clips, special + length, encoder width), and their mask if they
         are padded.
 
         Noise of the same power stands for a modality that is not among `modalities`, so that only
@@ -304,8 +343,10 @@ class Answering(nn.Module):
         if kind not in self.modalities:
             tokens = torch.randn(tokens.shape, generator=noise, device=tokens.device)
         if lengths is not None:
-            return compress_each(tokens, lengths[kind], tx.special, tx.compression)
+            way = (tx.special, tx.compression, batch.layouts[kind])
+            return compress_each(tokens, lengths[kind], *way)
         if self.training and self.token_lengths:  # drawn on the host, which knows shapes
+            way = (tx.special, tx.compression, batch.layouts[kind])
             length = self.token_lengths[torch.randint(len(self.token_lengths), ())]
-            tokens = compress(tokens, length, tx.special, tx.compression)
+            tokens, _ = compress(tokens, length, *way)
         return tokens, None

@@ -304,6 +304,8 @@ def published(models):
         audio_encoder=str(models / "audio"),
         foundation_model=str(QWEN),
         dtype="float32",
+        receiver="mlp",
+        text_receiver="mlp",
         receiver_width=32,
         seed=7,
     )
@@ -319,7 +321,8 @@ def test_a_checkpoint_of_the_published_layout_is_fine_tuned(world, script, tmp_p
     path = tmp_path / "published.pth"
     torch.save(published, path)
     assert any(key.startswith("encoder.") for key in published["img_tx"])
-    script("avqa", world / "good/DATA", "--init", path, "--steps", 1, "--lr", "1e-12")
+    flags = ("--init", path, *PUBLISHED, "--steps", 1, "--lr", "1e-12")
+    script("avqa", world / "good/DATA", *flags)
     saved = torch.load(tmp_path / "out/avqa.pth", weights_only=True)
     for name, part in published.items():
         wanted = {k.removeprefix("receiver."): v for k, v in part.items() if "encoder" not in k}
@@ -332,6 +335,7 @@ def renamed(part: dict) -> dict:
     return {key.replace("encoder.", "vivit."): value for key, value in part.items()}
 
 
+PUBLISHED = ("--receiver", "mlp", "--text_receiver", "mlp")
 NARROW = {"projection.weight": torch.ones(9, 16), "projection.bias": torch.ones(9)}
 SPOILT = {  # what is wrong with a checkpoint, and what the line says
     "code": (lambda _, mark: {"about": Code(mark)}, ("names the code", "never run")),
@@ -339,6 +343,10 @@ SPOILT = {  # what is wrong with a checkpoint, and what the line says
     "other preset": (
         lambda *_: {"about": {"config": {"preset": "mini"}}},
         ("'mini'", "'paper'", "--preset"),
+    ),
+    "other receiver": (
+        lambda *_: {"about": {"config": {"receiver": "residual"}}},
+        ("'residual'", "'mlp'", "--receiver"),
     ),
     "missing key": (lambda *_: {"text_receiver": {}}, ("text_receiver lacks '0.bias'",)),
     "other encoder": (lambda c, _: {"img_tx": renamed(c["img_tx"])}, ("vivit.", "'encoder.'")),
@@ -355,7 +363,7 @@ def test_a_bad_checkpoint_ends_stage_2_in_a_line(world, script, tmp_path, publis
     path, mark = tmp_path / "x.pth", tmp_path / "code was run"
     change, says = SPOILT[how]
     torch.save({**published, **change(published, mark)}, path)
-    done = script("avqa", world / "good/DATA", "--init", path, ok=False)
+    done = script("avqa", world / "good/DATA", "--init", path, *PUBLISHED, ok=False)
     refused(done, str(path), *says)
     assert not mark.exists()
 

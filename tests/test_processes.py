@@ -63,14 +63,15 @@ def assert_same_gradients(found: dict, wanted: dict) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("stage", ["align", "avqa"])
+@pytest.mark.parametrize("stage", ["align", "avqa", "packed"])
 def test_two_processes_give_the_loss_and_gradients_of_one(one, two, stage, accumulate):
     """The contrastive loss spans the global batch, each answer token weighs the same, and DDP's
-    mean of gradients is the gradient of that loss; so too over two batches a step."""
+    mean of gradients is the gradient of that loss; so too over two batches a step, and where the
+    questions of a clip come to different processes."""
     losses, gradients = two[f"{stage}-{accumulate}"]
     wanted_losses, wanted = one[f"{stage}-{accumulate}"]
     assert len(losses) == accumulate and losses == pytest.approx(wanted_losses, rel=1e-5)
-    assert any("lora_A" in name for name in gradients) == (stage == "avqa")
+    assert any("lora_A" in name for name in gradients) == (stage != "align")
     assert_same_gradients(gradients, wanted)
 
 
@@ -92,6 +93,13 @@ def test_each_held_out_row_counts_once(one, two):
 
 
 @pytest.mark.slow
+def test_answers_come_in_the_order_of_their_questions(one, two):
+    """Whichever process read a question, and whichever questions shared its clip."""
+    assert two["said"] == one["said"] and len(two["said"]) == 7
+    assert len(set(two["said"])) > 1
+
+
+@pytest.mark.slow
 def test_fewer_clips_than_a_batch(one, two):
     """Each step reads as many clips as the processes can share, each of them once."""
     for found, clips in ((one, 5), (two, 4)):
@@ -102,7 +110,7 @@ def test_fewer_clips_than_a_batch(one, two):
 def test_fewer_clips_than_processes():
     """They end in a line."""
     with pytest.raises(ValueError, match="1 rows to train on for 2 processes; start fewer"):
-        ShuffledBatches(1, 8, 3, 0, processes=2)
+        ShuffledBatches(["a"], 8, 3, 0, processes=2)
 
 
 def test_smaller_batches_contrast_with_fewer_clips(one):

@@ -136,8 +136,8 @@ def check_weights(saved: dict, wanted: dict, where: str) -> None:
         says = [f"lacks {shown(lacking)}"] if lacking else []
         says += [f"has the unknown {shown(foreign)}"] if foreign else []
         raise CheckpointError(
-            f"{where} {' and '.join(says)}; it is of another model, or its keys are named "
-            "otherwise (those of an encoder must begin with 'encoder.')"
+            f"{where} {' and '.join(says)}; it is of another model or receiver, or its keys are "
+            "named otherwise (those of an encoder must begin with 'encoder.')"
         )
     for key, value in saved.items():
         if value.shape != wanted[key].shape:
@@ -155,40 +155,48 @@ def shown(keys: set[str], most: int = 2) -> str:
     return ", ".join(repr(key[:80]) for key in sorted(keys)[:most]) + rest
 
 
-def preset_of(content: dict) -> str | None:
-    """The preset that a checkpoint was made with; None if it does not say."""
+def made_with(content: dict, name: str) -> str | None:
+    """The hyperparameter `name` of the run that made a checkpoint; None if it does not say."""
     about = content.get("about")
     config = about.get("config") if isinstance(about, dict) else None
-    preset = config.get("preset") if isinstance(config, dict) else None
-    return preset if isinstance(preset, str) else None
+    value = config.get(name) if isinstance(config, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def load_parts(
     path: str | Path,
     parts: dict[str, nn.Module],
     lora: nn.Module | None = None,
-    preset: str | None = None,
+    **shared: str,
 ) -> dict:
-    """Fill the parts, and `lora` if given, from a checkpoint. Encoder weights in it are ignored.
+    """Fill the parts, and `lora` if given, from a checkpoint. Encoder weights in it are ignored,
+    and so is what it holds of a part that has no weights.
+
+    Args:
+        shared: hyperparameters that the run which made the file must have had as well, if the file
+            says which it had: `preset`, say, or `receiver`.
 
     Returns the facts that stand beside the weights, if there are any.
 
     Raises:
-        CheckpointError: naming the part whose keys or shapes differ, or the preset that made the
-            file, if the file says so and it is not `preset`.
+        CheckpointError: naming the part whose keys or shapes differ, or the hyperparameter that
+            does.
     """
     content = load_checkpoint(path)
-    made_with = preset_of(content)
-    if preset and made_with and made_with != preset:
-        raise CheckpointError(
-            f"{path}: made with preset {made_with!r}, this run has {preset!r}; "
-            "give both stages the same --preset"
-        )
+    for name, value in shared.items():
+        theirs = made_with(content, name)
+        if theirs and theirs != value:
+            raise CheckpointError(
+                f"{path}: made with {name} {theirs!r}, this run has {value!r}; "
+                f"give both stages the same --{name}"
+            )
     for name, part in parts.items():
         if name not in content:
             raise CheckpointError(f"{path}: has no {name}; make it with task_align.py")
-        saved = weights_of(content, name, path)
-        check_weights(saved, trained_state(part), f"{path}: {name}")
+        saved, wanted = weights_of(content, name, path), trained_state(part)
+        if not wanted:
+            continue
+        check_weights(saved, wanted, f"{path}: {name}")
         part.load_state_dict(saved, strict=False)
     if lora is not None:
         if "lora" not in content:

@@ -17,9 +17,9 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from modules.channel import CHANNELS
-from modules.system import check_modalities
+from modules.system import CONTRASTS, check_modalities
 from modules.token_compression import COMPRESSIONS
-from modules.token_receiver import RECEIVERS
+from modules.token_receiver import RECEIVERS, TEXT_RECEIVERS
 
 
 def values(*items: Any) -> Any:
@@ -45,14 +45,15 @@ class StageConfig:
     threads: int = 1  # of each process on a CPU; 0: all its cores; paper preset: 0
 
     # Tokens
-    compression: str = "sliding_window"  # paper: sliding_window
-    visual_tokens: int = 8  # after compression, besides the class token; paper: 128
-    audio_tokens: int = 8  # after compression, besides class and distillation; paper: 128
+    compression: str = "grid"  # paper: sliding_window
+    visual_tokens: int = 16  # after compression, besides the class token; paper: 128
+    audio_tokens: int = 16  # after compression, besides class and distillation; paper: 128
 
     # Channel and receiver
     channel: str = "awgn"  # paper: awgn
     snr_range: list[float] = values()  # dB, lowest and highest: each training clip draws its own
-    receiver: str = "mlp"  # paper: mlp
+    receiver: str = "residual"  # of picture and sound; paper: mlp
+    text_receiver: str = "residual"  # detect: the nearest word, untrained; paper: mlp
     receiver_width: int = 512  # hidden units of a receiver; paper: 1024
 
     # Optimisation
@@ -89,16 +90,18 @@ CHOICES = {
     "dtype": ("float32", "bfloat16", "float16"),
     "compression": COMPRESSIONS,
     "channel": CHANNELS,
+    "contrast": CONTRASTS,
     "receiver": RECEIVERS,
+    "text_receiver": TEXT_RECEIVERS,
 }
 COUNTS = (  # 1 or more
     *("batch", "accumulate", "steps", "validate_every", "save_every", "keep", "encode_batch"),
     *("visual_tokens", "audio_tokens", "caption_tokens", "receiver_width", "mini_clips"),
-    *("answer_tokens", "test_batch", "token_lengths"),
+    *("answer_tokens", "test_batch", "token_lengths", "packed"),
 )
 NOT_NEGATIVE = (
     *("workers", "threads", "clip", "lr_min", "lora_rank", "lora_dropout"),
-    *("contrastive_weight", "reconstruction_weight"),
+    *("contrastive_weight", "reconstruction_weight", "caption_weight"),
 )
 POSITIVE = ("lr", "temperature", "lora_alpha")
 

@@ -1,24 +1,52 @@
 """Accuracy and validation loss against the token length of each modality, by compression, and what
-a length costs on the channel. The other modality keeps its length."""
+a length costs on the channel. The other modality keeps its length.
+
+`token_length.csv` has a row a run, for the multi-user study to fit a loss curve to
+(utils/network/study.py reads compression, lengths and validation loss):
+
+    compression       by its name in COMPRESSIONS
+    visual_tokens     patch tokens sent, besides the class token
+    audio_tokens      patch tokens sent, besides class and distillation tokens
+    seed              of weights, batches and noise
+    snr_db            of training, validation and test
+    validation_loss   nats a token of the answers, after the last step
+    accuracy          of the test split, a fraction
+    channel_uses      complex symbols a clip, special tokens and side information included
+"""
 
 import csv
 import io
-import json
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
+from transformers import AutoConfig
 
-from benchmarks.experiments.page import differs, gain, heading, number, percent, table
-from benchmarks.experiments.plan import Metrics, Plan, accuracies, validation_losses
-from utils.data.models import check_folder, special_tokens
+from benchmarks.experiments.compare import (
+    Metrics,
+    accuracies,
+    gain,
+    metrics_of,
+    validation_losses,
+)
+from benchmarks.experiments.page import heading, number, percent, signed, table
+from benchmarks.experiments.plan import Plan
+from modules.token_compression import clip_uses, side_bits
+from modules.token_transmitter import GRIDS
+from utils.data.models import check_folder, load, special_tokens
 from utils.files import write_whole
-from utils.report.plots import band, doubling, draw_all, dress, save, styles
-from utils.report.statistics import curve, paired
+from utils.report.plots import differences, doubling, draw_all, dress, save, styles
+from utils.report.statistics import by_seed, curve
 from utils.runs import Run
 
 MODALITIES = ("visual", "audio")
+COLUMNS = (
+    *("compression", "visual_tokens", "audio_tokens", "seed", "snr_db"),
+    *("validation_loss", "accuracy", "channel_uses"),
+)
+POOLED, SELECTED = "sliding_window", "uniform"  # the paper's compression, its authors' code's
 
 
 def tokens(plan: Plan, modality: str, length: int) -> dict[str, int]:
@@ -27,141 +55,206 @@ def tokens(plan: Plan, modality: str, length: int) -> dict[str, int]:
     return {**kept, modality: length}
 
 
-def run(plan: Plan, seed: int, compression: str, lengths: dict[str, int]) -> Run:
-    changes = {f"{m}_tokens": n for m, n in lengths.items()} | {"compression": compression}
-    if all(getattr(plan.avqa_config, k) == v for k, v in changes.items()):
-        return plan.aligned(seed)
-    label = f"{compression}-v{lengths['visual']}-a{lengths['audio']}"
-    return plan.answer(seed, label, plan.start(seed), **changes)
+def seeds_of(plan: Plan, *compressions: str) -> Plan:
+    """All seeds, or a few where one of these is a baseline."""
+    return plan.few() if {*compressions} & {*plan.config.baselines} else plan
 
 
-def cases(plan: Plan) -> list[tuple[str, str, int]]:
-    """Compression, modality, and its length."""
-    c = plan.config
-    return [(how, m, n) for how in c.compressions for m in MODALITIES for n in c.lengths]
+def ways(plan: Plan) -> list[str]:
+    return [*plan.config.compressions, *plan.config.baselines]
+
+
+def answering(plan: Plan, compression: str, modality: str, length: int) -> list[Run]:
+    lengths = tokens(plan, modality, length)
+    return plan.answering(compression=compression, **{f"{m}_tokens": lengths[m] for m in lengths})
+
+
+def every_length(plan: Plan, compression: str, modalities=MODALITIES) -> list[list[Run]]:
+    """The runs of each length of each modality, a list a seed."""
+    cases = product(modalities, plan.config.lengths)
+    return [answering(plan, compression, *case) for case in cases]
 
 
 def runs(plan: Plan) -> list[Run]:
     found = []
-    for seed in plan.config.seeds:
-        found.append(plan.start(seed))
-        found += [run(plan, seed, how, tokens(plan, m, n)) for how, m, n in cases(plan)]
+    for how in ways(plan):
+        own = seeds_of(plan, how)
+        found += own.starts(compression=how)
+        found += [run for case in every_length(own, how) for run in case]
     return found
 
 
-def channel_uses(plan: Plan, lengths: dict[str, int]) -> int:
-    """Complex symbols that a clip's tokens take, special tokens included."""
-    folder = check_folder(plan.avqa_config.foundation_model)
-    model = json.loads((folder / "config.json").read_text())
-    special = special_tokens(plan.avqa_config)
-    return sum(special[m] + n for m, n in lengths.items()) * model["hidden_size"] // 2
+def channel_uses(plan: Plan, lengths: dict[str, int], compression: str) -> int:
+    """Complex symbols that a clip's tokens take, special tokens and the compression's side
+    information included, at the SNR of training; of a sound that fills one window."""
+    stage, symbols = plan.avqa_config, 0.0
+    hidden = load(AutoConfig, check_folder(stage.foundation_model)).hidden_size
+    special = special_tokens(stage)
+    for m, n in lengths.items():
+        encoder = load(AutoConfig, check_folder(getattr(stage, f"{m}_encoder")))
+        bits = side_bits(compression, len(GRIDS[encoder.model_type](encoder)), n)
+        symbols += clip_uses(special[m] + n, hidden, bits, stage.snr_db)
+    return round(symbols)
 
 
 def results(plan: Plan, metrics: Metrics) -> dict:
-    """`token_length_sweep`: `lengths`, `channel_uses` a clip where each modality is swept, for each
-    compression and modality the curves of `accuracy` and `validation_loss`, and `gain`, the first
-    compression's accuracy less another's."""
-    c = plan.config
-    sweep: dict = {"lengths": c.lengths, "channel_uses": {}, "gain": {}}
-    for m in MODALITIES:
-        sweep["channel_uses"][m] = [channel_uses(plan, tokens(plan, m, n)) for n in c.lengths]
-        for how in c.compressions:
-            found = [plan.by_seed(metrics, run, how, tokens(plan, m, n)) for n in c.lengths]
-            accuracy = curve([accuracies(part) for part in found])
-            loss = curve([validation_losses(part) for part in found])
-            sweep.setdefault(how, {})[m] = {"accuracy": accuracy, "validation_loss": loss}
-        scores = [sweep[how][m]["accuracy"]["values"] for how in c.compressions]
-        for other, theirs in zip(c.compressions[1:], scores[1:], strict=True):
-            sweep["gain"].setdefault(other, {})[m] = paired(scores[0], theirs)
-    return {"token_length_sweep": sweep}
+    """`token_length_sweep`, for each compression and modality the `lengths`, and mean `loss` (nats
+    a token) and `accuracy` with half of their intervals over seeds; `token_length_costs`, channel
+    uses a clip; `token_length_falls`, by how much the loss falls, paired by seed, from the shortest
+    to the longest (`whole`) and between neighbours; `compression_gains`, accuracy of each
+    compression less that of the first, and of the paper's less selection, over all lengths of both
+    modalities."""
+    c, sweep, falls = plan.config, {}, {}
+    for how, m in product(ways(plan), MODALITIES):
+        cases = every_length(seeds_of(plan, how), how, [m])
+        found = [metrics_of(case, metrics) for case in cases]
+        loss = curve([validation_losses(part) for part in found])
+        accuracy = curve([accuracies(part) for part in found])
+        sweep.setdefault(how, {})[m] = {
+            "lengths": c.lengths,
+            "loss": loss["mean"],
+            "loss_ci95": loss["ci95"],
+            "accuracy": accuracy["mean"],
+            "accuracy_ci95": accuracy["ci95"],
+        }
+        pairs = [(loss["values"][0], loss["values"][-1]), *pairwise(loss["values"])]
+        whole, *neighbours = (by_seed(np.subtract(*pair)) for pair in pairs)
+        falls.setdefault(how, {})[m] = {"whole": whole, "neighbours": neighbours}
+    return {
+        "token_length_sweep": sweep,
+        "token_length_costs": {
+            m: [channel_uses(plan, tokens(plan, m, n), ways(plan)[0]) for n in c.lengths]
+            for m in MODALITIES
+        },
+        "token_length_falls": falls,
+        "compression_gains": compression_gains(plan),
+    }
+
+
+def compression_gains(plan: Plan) -> dict[str, dict]:
+    """By `OURS less THEIRS`; the paper's compression against selection first."""
+    first, *others = ways(plan)
+    pairs = [(how, first) for how in others if {how, first} != {POOLED, SELECTED}]
+    if {POOLED, SELECTED} <= {first, *others}:
+        pairs.insert(0, (POOLED, SELECTED))
+    found = {}
+    for ours, theirs in pairs:
+        own = seeds_of(plan, ours, theirs)
+        sides = (every_length(own, how) for how in (ours, theirs))
+        found[f"{ours} less {theirs}"] = gain(*sides)
+    return found
 
 
 def write_runs(plan: Plan, metrics: Metrics, path: Path) -> str:
-    """Every run as a row of token_length.csv, for the multi-user study to fit."""
-    rows = set()
-    for seed, (how, m, n) in product(plan.config.seeds, cases(plan)):
+    """token_length.csv, as described above."""
+    rows, snr_db = set(), plan.avqa_config.snr_db
+    for how, m, n in product(ways(plan), MODALITIES, plan.config.lengths):
         lengths = tokens(plan, m, n)
-        found = [metrics[run(plan, seed, how, lengths).name]]
-        scores = (*validation_losses(found), *accuracies(found), channel_uses(plan, lengths))
-        rows.add((how, lengths["visual"], lengths["audio"], seed, *scores))
+        uses = channel_uses(plan, lengths, how)
+        for run in answering(seeds_of(plan, how), how, m, n):
+            found = [metrics[run.name]]
+            scores = (*validation_losses(found), *accuracies(found))
+            rows.add((how, *lengths.values(), run.config.seed, snr_db, *scores, uses))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([COLUMNS, *sorted(rows)])
     write_whole(path, table.getvalue())
     return str(path)
 
 
-COLUMNS = (
-    "compression",
-    "visual_tokens",
-    "audio_tokens",
-    "seed",
-    "validation_loss",  # nats a token
-    "accuracy",
-    "channel_uses",  # complex symbols a clip
-)
-
-
 def draw(plan: Plan, metrics: Metrics, results: dict, folder: Path) -> list[str]:
-    drawn = draw_all({str(folder / "token_length.png"): partial(draw_curves, plan, results)})
-    return [*drawn, write_runs(plan, metrics, folder / "token_length.csv")]
+    figures = {
+        str(folder / "token_length.png"): partial(draw_curves, results),
+        str(folder / "token_length_differences.png"): partial(draw_differences, results),
+    }
+    return [*draw_all(figures), write_runs(plan, metrics, folder / "token_length.csv")]
 
 
-def draw_curves(plan: Plan, results: dict, path: str) -> str:
-    """Accuracy above, validation loss below; left against visual, right against audio tokens."""
-    sweep, c = results["token_length_sweep"], plan.config
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.6), sharex=True, sharey="row")
+def draw_curves(results: dict, path: str) -> str:
+    """Validation loss above, accuracy below; left against visual, right against audio tokens."""
+    sweep = results["token_length_sweep"]
+    size = {"figsize": (9, 6.6), "layout": "constrained"}
+    figure, axes = plt.subplots(2, 2, sharex=True, sharey="row", **size)
     for column, m in zip(axes.T, MODALITIES, strict=True):
-        labels = [how.replace("_", " ") for how in c.compressions]
-        for how, style in zip(c.compressions, styles(labels, ms=4), strict=True):
-            style["marker"] = "o"
-            band(column[0], c.lengths, sweep[how][m]["accuracy"], 100, **style)
-            band(column[1], c.lengths, sweep[how][m]["validation_loss"], **style)
-        doubling(column[1], c.lengths)
+        labels = [how.replace("_", " ") for how in sweep]
+        for how, style in zip(sweep, styles(labels, ms=4), strict=True):
+            found = sweep[how][m]
+            column[0].plot(found["lengths"], found["loss"], **style)
+            column[1].plot(found["lengths"], [100 * a for a in found["accuracy"]], **style)
+        doubling(column[1], found["lengths"])
         column[1].set_xlabel(f"{m} tokens after compression")
         top = column[0].secondary_xaxis("top")
-        top.set_xticks(c.lengths, [f"{uses:,}" for uses in sweep["channel_uses"][m]], fontsize=8)
+        uses = results["token_length_costs"][m]
+        top.set_xticks(found["lengths"], [f"{n:,}" for n in uses], fontsize=8)
         top.minorticks_off()
         top.set_xlabel("channel uses a clip, both modalities", fontsize=9)
     for axis in axes[:, 1]:
         dress(axis)
-    dress(axes[0, 0], 8, ylabel="accuracy (%)")
-    dress(axes[1, 0], ylabel="validation loss (nats a token)")
-    figure.tight_layout()
+    dress(axes[0, 0], 8, ylabel="validation loss (nats a token)")
+    dress(axes[1, 0], ylabel="accuracy (%)")
     return save(figure, path)
 
 
+def draw_differences(results: dict, path: str) -> str:
+    """By how much the loss falls with length, for each modality, and the compressions compared."""
+    falls, gains = results["token_length_falls"], results["compression_gains"]
+    rows = {m: fall_rows(results, m) for m in MODALITIES}
+    height = 1.5 + 0.22 * max(len(gains), *map(len, rows.values()))
+    figure, axes = plt.subplots(1, 3, figsize=(14, height), layout="constrained")
+    for axis, m in zip(axes, MODALITIES, strict=False):
+        differences(axis, rows[m], pooled=len(falls))
+        dress(axis, grid="x", title=f"fall of the loss by {m} tokens", xlabel="nats a token")
+    named = [(name.replace("_", " "), found) for name, found in gains.items()]
+    differences(axes[2], named, 100)
+    dress(axes[2], grid="x", title="accuracy over all lengths", xlabel="points")
+    return save(figure, path)
+
+
+def fall_rows(results: dict, modality: str) -> list[tuple[str, dict]]:
+    """The whole fall of each compression, and then those between neighbours."""
+    whole, near = [], []
+    for how, found in results["token_length_falls"].items():
+        lengths = results["token_length_sweep"][how][modality]["lengths"]
+        name, fall = how.replace("_", " "), found[modality]
+        whole.append((f"{name}: {lengths[0]} to {lengths[-1]}", fall["whole"]))
+        steps = zip(pairwise(lengths), fall["neighbours"], strict=True)
+        near += [(f"{name}: {a} to {b}", part) for (a, b), part in steps]
+    return whole + near
+
+
 def page(results: dict) -> str:
-    sweep = results["token_length_sweep"]
-    ways = [k for k in sweep if k not in ("lengths", "channel_uses", "gain")]
     said = heading(results, "lengths", "Token length")
-    said += "\n![accuracy and validation loss against token length](token_length.png)\n"
+    said += (
+        "\n![validation loss and accuracy against token length](token_length.png)\n"
+        "\n![differences between lengths and between compressions](token_length_differences.png)\n"
+        "\nThe other modality keeps its length. Channel uses are complex symbols a clip, of both "
+        "modalities. A compression is aligned with itself, at the length that is kept. Baselines "
+        "are run with a few of the seeds. [token_length.csv](token_length.csv) holds every run.\n\n"
+    )
+    rows = [
+        [name.replace("_", " "), signed(found, 100)]
+        for name, found in results["compression_gains"].items()
+    ]
+    return said + table(["compressions", "accuracy, over all lengths (points)"], rows)
+
+
+def appendix(results: dict) -> str:
+    """Each length, and the falls of the loss."""
+    sweep, said = results["token_length_sweep"], ""
     for m in MODALITIES:
         head = [f"{m} tokens", "channel uses"]
-        for how in ways:
-            head += [f"{how.replace('_', ' ')}: accuracy (%)", "validation loss"]
-        head += [f"{ways[0].replace('_', ' ')} less {k.replace('_', ' ')}" for k in sweep["gain"]]
+        for how in sweep:
+            head += [f"{how.replace('_', ' ')}: loss (nats)", "accuracy (%)"]
         rows = []
-        for i, n in enumerate(sweep["lengths"]):
-            row = [str(n), f"{sweep['channel_uses'][m][i]:,}"]
-            for how in ways:
-                curves = sweep[how][m]
-                row += [percent(curves["accuracy"], i), number(curves["validation_loss"], i)]
-            rows.append(row + [gain(gains[m], i) for gains in sweep["gain"].values()])
-        said += "\n" + table(head, rows)
-        for how in ways:
-            said += f"\n{how.replace('_', ' ').capitalize()}, {m} tokens: "
-            said += told_apart(sweep["lengths"], sweep[how][m]["validation_loss"]) + "\n"
-    return said + (
-        "\nThe other modality keeps its length. Channel uses are complex symbols a clip, of both "
-        "modalities. [token_length.csv](token_length.csv) holds every run.\n"
-    )
-
-
-def told_apart(lengths: list[int], losses: dict) -> str:
-    """Which lengths the seeds tell apart by their validation loss."""
-    if losses["ci95"][0] is None:
-        return "one seed tells no lengths apart."
-    found = [f"{lengths[i]} and {lengths[j]}" for i, j in differs(losses)]
-    if not found:
-        return "no two lengths differ in validation loss by more than the interval."
-    return f"validation losses differ between {', '.join(found)}."
+        for i, n in enumerate(next(iter(sweep.values()))[m]["lengths"]):
+            row = [str(n), f"{results['token_length_costs'][m][i]:,}"]
+            for how in sweep:
+                loss, accuracy = (
+                    {"mean": sweep[how][m][k][i], "ci95": sweep[how][m][f"{k}_ci95"][i]}
+                    for k in ("loss", "accuracy")
+                )
+                row += [number(loss), percent(accuracy)]
+            rows.append(row)
+        falls = [[name, signed(fall, digits=3)] for name, fall in fall_rows(results, m)]
+        said += f"\n**{m.capitalize()} tokens.**\n\n" + table(head, rows)
+        said += "\n" + table([f"{m} tokens", "fall of the loss, by seed (nats)"], falls)
+    return said

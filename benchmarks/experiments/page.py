@@ -1,11 +1,10 @@
-"""The page of results, in Markdown: each figure with its command, its cost and its numbers."""
+"""The page of results, in Markdown: the claims, each figure with its command, its cost and its
+numbers, and an appendix of what decides nothing by itself."""
 
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 
 from utils.files import write_whole
-from utils.report.statistics import paired, seeds_needed
 
 # Published figures beside which these stand; they are of other data, and not comparable.
 ANCHORS = [
@@ -24,10 +23,10 @@ ANCHORS = [
 ]
 
 
-def percent(entry: dict, at: int | None = None, sign: str = "") -> str:
+def percent(entry: dict, at: int | None = None) -> str:
     """`mean ± ci95` in percent, of an entry or of a point of its curve."""
     mean, width = (entry[k] if at is None else entry[k][at] for k in ("mean", "ci95"))
-    return f"{100 * mean:{sign}.1f}" + ("" if width is None else f" ± {100 * width:.1f}")
+    return f"{100 * mean:.1f}" + ("" if width is None else f" ± {100 * width:.1f}")
 
 
 def number(entry: dict, at: int | None = None) -> str:
@@ -36,28 +35,17 @@ def number(entry: dict, at: int | None = None) -> str:
     return f"{mean:.3f}" + ("" if width is None else f" ± {width:.3f}")
 
 
-def gain(entry: dict, at: int = 0) -> str:
-    """A paired difference in points, and what it says; if nothing, how many seeds would."""
-    said = entry["verdict"][at]
-    if said == "undecided" and (needed := seeds_needed(entry["values"][at])):
-        said += f" (some {needed} seeds)" if needed < 100 else " (100 seeds or more)"
-    return f"{percent(entry, at, '+')}, {said}"
+def signed(difference: dict, scale: float = 1, digits: int = 1) -> str:
+    """A difference with its sign, `mean ± ci95` times `scale`."""
+    mean, width = difference["mean"], difference["ci95"]
+    said = f"{scale * mean:+.{digits}f}"
+    return said if width is None else f"{said} ± {scale * width:.{digits}f}"
 
 
-def changes(curve: dict) -> dict[tuple[int, int], str]:
-    """What the seeds say of the curve at j against i, by pairs of its points i < j."""
-    pairs = combinations(enumerate(curve["values"]), 2)
-    return {(i, j): paired([later], [first])["verdict"][0] for (i, first), (j, later) in pairs}
-
-
-def falls(curve: dict) -> list[tuple[int, int]]:
-    """Pairs of points i < j of a curve where the seeds agree that it lies lower at j."""
-    return [pair for pair, verdict in changes(curve).items() if verdict == "worse"]
-
-
-def differs(curve: dict) -> list[tuple[int, int]]:
-    """Pairs of points of a curve that the seeds agree to differ."""
-    return [pair for pair, verdict in changes(curve).items() if verdict != "undecided"]
+def listed(words: Sequence[str]) -> str:
+    """`a, b or c`."""
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], rule: str = " --- ") -> str:
@@ -71,36 +59,34 @@ def heading(results: dict, name: str, title: str) -> str:
     """The section's title, the command that makes it, and what that took."""
     cost = results["cost"][name]
     return (
-        f"\n## {title}\n\n`{cost['command']}`: {cost['runs']} runs; the {cost['ran']} that no "
-        f"section before had made took {cost['minutes']:.1f} minutes, {cost['jobs']} at a time.\n"
+        f"\n## {title}\n\n`{cost['command']}`, commit {cost['commit']}: {cost['runs']} runs; the "
+        f"{cost['ran']} that no section before had made took {cost['minutes']:.1f} minutes, "
+        f"{cost['jobs']} at a time.\n"
     )
 
 
-def write_page(path: Path, results: dict, sections: Sequence[str]) -> str:
+def write_page(path: Path, results: dict, claims: str, sections: Sequence[str]) -> str:
     """Write the page; returns its path."""
     cost = results["cost"].values()
+    questions = results["steps"] * results["batch"]
     intro = (
-        "# Results with error bars\n\n"
+        "# Results with intervals\n\n"
         f"Preset {results['preset']}, seeds {', '.join(map(str, results['seeds']))}, the same "
-        "clips on every side. Numbers are means over seeds ± half of their 95 % interval "
-        "(Student's t). Differences are taken seed by seed; they are called better or worse where "
-        "the interval leaves out 0, else undecided, with the number of seeds that would settle a "
-        "difference of that size and spread. Of so many comparisons one in twenty looks decided "
-        "by chance.\n\n"
-        f"Alignment takes {results['align_steps']} steps, fine-tuning {results['steps']} steps of "
-        f"{results['batch']} questions"
-        + (
-            ", fewer than in task_avqa.py, so that there is time for many runs: accuracies are "
-            "below those of the main page"
-            if results["preset"] == "mini"
-            else ""
-        )
-        + ". Numbers as they are: [results.json](results.json). All sections took "
-        f"{sum(c['minutes'] for c in cost):.1f} minutes.\n"
+        f"clips on every side. Alignment takes {results['align_steps']} steps, fine-tuning "
+        f"{results['steps']} steps of {results['batch']} questions"
+        + (f" (the paper's budget, {questions:,} questions)" if questions == 2400 else "")
+        + f", with {results['tokens']} tokens of each modality where no length is swept.\n\n"
+        "Numbers are means ± half of their 95 % interval. That of a single model is over seeds "
+        "(Student's t). Where two sides are compared they have the same seeds, and their "
+        "accuracies the same questions: that interval is of the paired difference, over seeds and "
+        "clips at once (`crossed` in `utils/report/statistics.py`); losses and steps are paired by "
+        "seed. Each claim is decided by one pooled test. Numbers as they are: "
+        f"[results.json](results.json). All sections took {sum(c['minutes'] for c in cost):.1f} "
+        "minutes.\n"
     )
     anchors = (
         "\n## Published numbers\n\nOf other data and models, not to be compared directly.\n\n"
         + table(["what", "number", "source"], ANCHORS)
     )
-    write_whole(path, intro + "".join(sections) + anchors)
+    write_whole(path, intro + claims + "".join(sections) + anchors)
     return str(path)

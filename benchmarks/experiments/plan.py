@@ -1,71 +1,76 @@
-"""The runs that experiments are made of, named so that experiments which agree share a run."""
+"""The runs that experiments are made of: both stages by seed, which differ in what is swept.
 
-from collections.abc import Callable
+A run is named by its changes, so experiments that agree share a run.
+"""
+
 from dataclasses import dataclass, replace
 from typing import Any
 
-from utils.report.statistics import interval
 from utils.runs import Run
 
-Metrics = dict[str, dict]  # a run's R.json by its name
+# Fields of both stages that stage 1 is trained with too: what has weights, and the compression,
+# which would be at a loss behind an alignment of another's tokens. Token lengths are not among
+# them, so that one alignment serves all lengths.
+ALIGNED_WITH = {"receiver", "text_receiver", "compression"}
+
+# Where these alone are changed, a run is validated on the way and tested at every SNR.
+WATCHED = {"temperature", "channel", "question_snr_db", "text_receiver", "modalities"}
 
 
 @dataclass
 class Plan:
-    """Runs by seed, which differ from the two stages' hyperparameters in what is swept."""
+    """Runs with each seed, which differ from the two stages' hyperparameters in what is swept."""
 
     config: Any  # of the sweeps
     align_config: Any
     avqa_config: Any
 
-    def align(self, seed: int, label: str, **changes) -> Run:
-        """A run of stage 1."""
-        return self._run("task_align", self.align_config, f"align-{label}", seed, changes)
+    def few(self) -> "Plan":
+        """The same with the first of the seeds alone, for what no claim is about."""
+        return replace(
+            self, config=replace(self.config, seeds=self.config.seeds[: self.config.few])
+        )
 
-    def answer(self, seed: int, label: str, start: Run | None, **changes) -> Run:
-        """A run of stage 2 from a run of stage 1, or unaligned."""
-        changes["init"] = f"{start.config.out}/{start.name}.pth" if start else "none"
-        run = self._run("task_avqa", self.avqa_config, f"avqa-{label}", seed, changes)
-        return replace(run, after=start.name if start else "")
+    def starts(self, **changes) -> list[Run]:
+        """Stage 1 with each seed, and with those of the changes that concern it."""
+        kept = vars(self.align_config).keys() - (vars(self.avqa_config).keys() - ALIGNED_WITH)
+        changes = {k: v for k, v in self.changed(changes).items() if k in kept}
+        return self._runs("task_align", self.align_config, "align", changes)
 
-    def start(self, seed: int, tau: float | None = None) -> Run:
-        """Stage 1 as it stands, from which other runs start."""
-        tau = tau or self.config.temperature
-        return self.align(seed, f"tau{tau:g}", temperature=tau)
+    def answering(self, aligned: bool = True, **changes) -> list[Run]:
+        """Stage 2 with each seed, from stage 1 with the same changes, or from none."""
+        swept, base = self.changed(changes), replace(self.avqa_config, init="none")
+        if swept.keys() <= WATCHED:
+            every = max(1, self.config.steps // self.config.validations)
+            base = replace(base, validate_every=every, test_snr_db=self.config.snr_db)
+        if not aligned:
+            return self._runs("task_avqa", base, "avqa-unaligned", swept)
+        runs = self._runs("task_avqa", base, "avqa", swept)
+        pairs = zip(runs, self.starts(**changes), strict=True)
+        return [self._after(start, run) for run, start in pairs]
 
-    def aligned(self, seed: int, tau: float | None = None) -> Run:
-        """Both stages as they stand, with which others are compared."""
-        tau = tau or self.config.temperature
-        return self.answer(seed, f"tau{tau:g}", self.start(seed, tau), **self._watched())
+    def both(self, **changes) -> list[Run]:
+        """Both stages with the same changes."""
+        return self.starts(**changes) + self.answering(**changes)
 
-    def unaligned(self, seed: int) -> Run:
-        """Stage 2 alone."""
-        return self.answer(seed, "unaligned", None, **self._watched())
+    def _after(self, start: Run, run: Run) -> Run:
+        """The run from the checkpoint that `start` leaves."""
+        init = f"{start.config.out}/{start.name}.pth"
+        return replace(run, config=replace(run.config, init=init), after=start.name)
 
-    def _watched(self) -> dict:
-        """Validated on the way, and tested at every SNR."""
-        every = max(1, self.config.steps // self.config.validations)
-        return {"validate_every": every, "test_snr_db": self.config.snr_db}
+    def _runs(self, script: str, base: Any, label: str, changes: dict) -> list[Run]:
+        """With each seed, named by all changes, with those that this stage has."""
+        words = [label]
+        for key, value in sorted(changes.items()):
+            words += [key, *map(str, value if isinstance(value, list) else [value])]
+        name = f"sweeps/{self.config.preset}/{'-'.join(words)}"
+        own = {k: v for k, v in changes.items() if hasattr(base, k)}
+        return [
+            Run(script, replace(base, name=f"{name}-seed{seed}", seed=seed, **own))
+            for seed in self.config.seeds
+        ]
 
-    def _run(self, script: str, base: Any, label: str, seed: int, changes: dict) -> Run:
-        name = f"sweeps/{self.config.preset}/{label}-seed{seed}"
-        return Run(script, replace(base, name=name, seed=seed, **changes))
-
-    def by_seed(self, metrics: Metrics, make: Callable[..., Run], *args) -> list[dict]:
-        """The metrics of the run `make(plan, seed, *args)`, seed by seed."""
-        return [metrics[make(self, seed, *args).name] for seed in self.config.seeds]
-
-
-def accuracies(runs: list[dict]) -> list[float]:
-    return [run["accuracy"]["overall"] for run in runs]
-
-
-def validation_losses(runs: list[dict]) -> list[float]:
-    """At the end of training, nats a token."""
-    return [run["validation_loss"][-1][1] for run in runs]
-
-
-def summary(values: list[float]) -> dict:
-    """`mean`, `ci95` and the `values` themselves, a seed each."""
-    mean, width = interval(values)
-    return {"mean": mean, "ci95": width, "values": values}
+    def changed(self, changes: dict) -> dict:
+        """The changes that do change something."""
+        stands = vars(self.align_config) | vars(self.avqa_config)
+        return {k: v for k, v in changes.items() if stands[k] != v}

@@ -1,10 +1,11 @@
 """The digital baseline: tokens quantised, protected by 5G LDPC and sent by QAM, each by itself.
 
-A token and its scale become bits (quantisation.py) and these one code block, or a few of equal size
-where one would be too long (code_block.py). A token of which a block fails is erased: it comes out
-as zeros, which is also what the analog channel's MMSE equaliser makes of a hopeless SNR. Fading and
-SNR are those of modules/channel.py, so that an equal SNR is an equal power, and equal channel uses
-are an equal bandwidth and time.
+A clip leaves at unit power, as through the analog channel. A token and its scale become bits
+(quantisation.py) and these one code block, or a few of equal size where one would be too long
+(code_block.py). A token of which a block fails is erased: it comes out as zeros, which is also what
+the analog channel's MMSE equaliser makes of a hopeless SNR. Fading and SNR are those of
+modules/channel.py, so that an equal SNR is an equal power, and equal channel uses are an equal
+bandwidth and time.
 """
 
 import math
@@ -12,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from modules.channel import Channel
+from modules.channel import Channel, unit_power
 from modules.digital.code_block import CRC_BITS, CodeBlock
 from modules.digital.quantisation import STEPS, from_bits, payload_bits, to_bits
 
@@ -75,7 +76,8 @@ class DigitalLink(Channel):
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Received tokens, of the shape and dtype of `tokens`, zeros where they are erased.
+        """Received tokens, of the shape and dtype of `tokens` and at unit power, zeros where they
+        are erased.
 
         Args:
             tokens: (batch, tokens, hidden), real.
@@ -87,7 +89,7 @@ class DigitalLink(Channel):
             ImportError: Sionna is not installed.
         """
         real = torch.ones_like(tokens[..., 0], dtype=torch.bool) if mask is None else mask.bool()
-        payload = to_bits(tokens[real], self.bits)  # (sent, payload)
+        payload = to_bits(unit_power(tokens, real)[real], self.bits)  # (sent, payload)
         intact = payload.new_ones(len(payload), dtype=torch.bool)  # (sent,)
         if self.kind != "none":
             noise_power = self._noise_power(tokens, snr_db, generator)  # (batch,)
@@ -106,8 +108,8 @@ class DigitalLink(Channel):
         demapper knows it, so that dividing by h loses nothing."""
         snr_db = torch.as_tensor(snr_db, dtype=torch.float32, device=tokens.device)
         power = (10 ** (-snr_db / 10)).expand(len(tokens))
-        h = self._gain(power.to(torch.complex64), generator)  # 1, or (batch,)
-        return power if isinstance(h, float) else power / h.abs().square()
+        h = self._gain(power.to(torch.complex64), generator)  # (batch,)
+        return power / h.abs().square()
 
     def _layout(self, hidden: int) -> tuple[int, int, int]:
         """Code blocks of a token, payload bits of each, and coded bits of each."""

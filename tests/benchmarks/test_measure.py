@@ -37,7 +37,7 @@ def test_flops_of_a_step_are_those_of_its_products(model):
     for handle in handles:
         handle.remove()
     config = model.system.foundation.decoder.config
-    length = 9 + 10 + 20 + 3
+    length = 17 + 18 + 20 + 3
     scores = 3 * config.num_attention_heads * length**2 * (config.hidden_size // 4)
     expected += config.num_hidden_layers * (2 + 4) * 2 * scores // 2  # half under causal attention
     assert measure.step_flops(model, batch) == pytest.approx(expected, rel=0.01)

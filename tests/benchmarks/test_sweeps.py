@@ -2,21 +2,26 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from benchmarks import sweeps
-from benchmarks.experiments import EXPERIMENTS, ablations, lengths, page, snr
+from benchmarks.experiments import EXPERIMENTS, ablations, claims, lengths, snr
 from benchmarks.experiments.plan import Plan
 from tests.helpers.scripts import ROOT, apart, here, refused
+from utils.report.avqa import read_answers
+from utils.report.statistics import crossed, interval
 from utils.runs import unique
 
-SMALL = ("--align_steps", 4, "--steps", 4, "--batch", 8, "--validations", 2,
-         "--align_clips", 24, 8, 12, "--avqa_clips", 24, 8, 12,
-         "--lengths", 4, 8, "--snr_db", -6, 12, "--channels", "awgn")  # fmt: skip
+SMALL = ("--align_steps", 4, "--steps", 4, "--batch", 8, "--validations", 2, "--tokens", 4,
+         "--align_clips", 24, 8, 12, "--avqa_clips", 24, 8, 12, "--lengths", 2, 4, 8,
+         "--snr_db", -6, 12, "--channels", "awgn",
+         "--compressions", "sliding_window", "--baselines", "uniform")  # fmt: skip
 
 
 def sweep(folder, *flags, run=here, **options):
@@ -45,11 +50,29 @@ def runs_of(folder):
     return sorted((folder / "checkpoint/sweeps/mini").glob("*-seed*.json"))
 
 
+def planned(preset: str, **changes) -> Plan:
+    config = replace(sweeps.PRESETS[preset], **changes)
+    return Plan(config, *sweeps.stages(config))
+
+
+def label(**changes) -> str:
+    """The name of a run of stage 2, without its seed."""
+    (run,) = planned("mini", seeds=[1], tokens=4).answering(**changes)
+    return run.name.split("/")[-1].removesuffix("-seed1")
+
+
+def answers(folder, name: str, snr: str) -> tuple[list[str], np.ndarray]:
+    """The clips, and which answers are right (seeds, questions)."""
+    stem = folder / "checkpoint/sweeps/mini"
+    found = [read_answers(stem / f"{name}-seed{seed}.answers.csv") for seed in (1, 2)]
+    return found[0][0], np.stack([right[snr] for _, right in found]).astype(float)
+
+
 @pytest.mark.slow
 def test_every_figure_is_drawn(folder, swept):
     """The published names among them; each as PNG and PDF, and named at the end."""
     names = ("Temp", "000", "003", "007", "013", "snr", "token_length", "ablations")
-    for name in names:
+    for name in (*names, "token_length_differences", "claims"):
         for suffix in ("png", "pdf"):
             assert (folder / f"imgs/{name}.{suffix}").stat().st_size > 3000
         assert f"imgs/{name}.png" in swept.stdout
@@ -58,23 +81,38 @@ def test_every_figure_is_drawn(folder, swept):
 
 
 @pytest.mark.slow
+def test_runs_are_counted_and_forecast(folder, swept, results):
+    """How many are left stands first, how long they take once some have ended."""
+    counts = re.findall(r"(\d+) runs, (\d+) of them left(: about \d+ minutes)?", swept.stdout)
+    every, left, about = zip(*counts, strict=True)
+    assert set(every) == {str(len(runs_of(folder)))} == {left[0]}
+    assert not about[0] and all(about[1:-1]) and left[-1] == "0"
+
+
+@pytest.mark.slow
 def test_results_have_the_published_form(results):
-    """Seeds, the four models' curves over SNR, and the ratio of steps, as others read them."""
-    assert results["seeds"] == [1, 2]
+    """DESIGN's keys: seeds, the four models' curves over SNR, the pooled gain, the curves over
+    token length and the ratio of steps; and the commit."""
+    assert results["seeds"] == [1, 2] and results["commit"]
     assert results["snr_sweep"]["snr_db"] == [-6, 12]
     for name in ("aligned", "unaligned", "no_channel", "question_only"):
         curve = results["snr_sweep"][name]
         assert len(curve["mean"]) == len(curve["ci95"]) == 2
         assert all(0 <= m <= 1 for m in curve["mean"])
-    ratio = results["alignment_steps_ratio"]
-    assert ratio is None or 0 < ratio <= 1
-    ratios = results["temperatures"]["0.07"]["steps_ratio"]
-    assert len(ratios) == 2 and (ratio is None) == (None in ratios)
+    assert results["alignment_gain"].keys() == {"points", "ci95", "seeds"}
+    assert results["token_length_sweep"].keys() == {"sliding_window", "uniform"}
+    for found in results["token_length_sweep"].values():
+        for modality in ("visual", "audio"):
+            assert found[modality]["lengths"] == [2, 4, 8]
+            assert len(found[modality]["loss"]) == len(found[modality]["accuracy"]) == 3
+    log_ratio = results["alignment_log_steps"]
+    assert results["alignment_steps_ratio"] == pytest.approx(math.exp(log_ratio["mean"]))
+    assert len(log_ratio["values"]) == 2
     assert results["temperatures"].keys() == {"none", "0.03", "0.07", "0.13"}
-    assert results["temperatures"]["none"]["gain"]["mean"] == [0]
-    assert results["temperatures"]["none"]["steps_ratio"] == [1, 1]
-    assert results["ablations"].keys() == ablations.PARTS.keys()
+    none = results["temperatures"]["none"]
+    assert none["gain"]["mean"] == 0 and none["log_steps"]["values"] == [0, 0]
     assert results["cost"].keys() == EXPERIMENTS.keys()
+    assert all(cost["commit"] for cost in results["cost"].values())
 
 
 @pytest.mark.slow
@@ -82,24 +120,69 @@ def test_numbers_are_those_of_the_runs(folder, results):
     """A mean over seeds is the mean of what the runs wrote, of the right runs."""
     metrics = {p.stem: json.loads(p.read_text()) for p in runs_of(folder)}
 
-    def mean(label, *keys):
-        values = [metrics[f"{label}-seed{seed}"] for seed in (1, 2)]
+    def mean(name, *keys):
+        values = [metrics[f"{name}-seed{seed}"] for seed in (1, 2)]
         for key in keys:
             values = [value[key] for value in values]
         return pytest.approx(sum(values) / 2)
 
-    found = results["snr_sweeps"]["awgn-range"]
-    assert found["aligned"]["mean"][0] == mean("avqa-aligned-awgn-range", "accuracy_by_snr", "-6")
-    assert found["no_channel"]["mean"][1] == mean("avqa-no-channel", "accuracy", "overall")
-    assert results["snr_sweep"]["aligned"]["mean"][1] == mean("avqa-tau0.07", "accuracy", "overall")
-    by_length = results["token_length_sweep"]["uniform"]["audio"]["accuracy"]
-    assert by_length["mean"][0] == mean("avqa-uniform-v8-a4", "accuracy", "overall")
+    found = results["snr_sweep"]
+    assert found["unaligned"]["mean"][0] == mean("avqa-unaligned", "accuracy_by_snr", "-6")
+    assert found["no_channel"]["mean"][1] == mean("avqa-channel-none", "accuracy", "overall")
+    assert found["aligned"]["mean"][1] == mean("avqa", "accuracy", "overall")
+    clean = results["question_sweep"]["clean"]
+    assert clean["mean"][0] == mean("avqa-question_snr_db-inf", "accuracy_by_snr", "-6")
+    by_length = results["token_length_sweep"]["uniform"]["audio"]
+    run = label(compression="uniform", audio_tokens=2)
+    assert by_length["accuracy"][0] == mean(run, "accuracy", "overall")
+    last = [metrics[f"{run}-seed{seed}"]["validation_loss"][-1][1] for seed in (1, 2)]
+    assert by_length["loss"][0] == pytest.approx(sum(last) / 2)
     ablated = results["ablations"]["one-way contrastive loss"]
-    assert ablated["audio_to_text_r1"]["mean"] == mean(
-        "align-one-way-contrastive-loss", "retrieval", "audio_to_text_r1"
-    )
-    features = results["temperatures"]["0.03"]["features"]
-    assert features["gap_audio"]["mean"] == mean("align-tau0.03", "features", "after", "gap_audio")
+    key = "audio_to_text_r1"
+    assert ablated[key]["mean"] == mean("align-one_way-True", "retrieval", key)
+    features = results["temperatures"]["0.03"]["features"]["gap_audio"]
+    assert features["mean"] == mean("align-temperature-0.03", "features", "after", "gap_audio")
+
+
+@pytest.mark.slow
+def test_differences_are_paired_by_seed_and_by_clip(folder, results):
+    """The gain at an SNR and over all of them, and of a compression over another at all lengths,
+    are those of the questions' outcomes, seed by seed."""
+    gaps = []
+    for i, level in enumerate(("-6", "12")):
+        clips, aligned = answers(folder, "avqa", level)
+        _, unaligned = answers(folder, "avqa-unaligned", level)
+        gaps.append(aligned - unaligned)
+        found = results["alignment_gains"]["awgn"]["by_snr"][i]
+        assert found == pytest.approx(crossed(gaps[-1], clips))
+    pooled = crossed(np.mean(gaps, axis=0), clips)
+    assert results["alignment_gains"]["awgn"]["pooled"] == pytest.approx(pooled)
+    assert results["alignment_gain"]["points"] == pytest.approx(100 * pooled["mean"])
+    assert results["alignment_gain"]["ci95"] == pytest.approx(100 * pooled["ci95"])
+
+    each = []
+    for how in ("sliding_window", "uniform"):
+        lengths = ({f"{m}_tokens": n} for m in ("visual", "audio") for n in (2, 4, 8))
+        names = [label(compression=how, **length) for length in lengths]
+        each.append(np.mean([answers(folder, name, "12")[1] for name in names], axis=0))
+    found = results["compression_gains"]["sliding_window less uniform"]
+    assert found == pytest.approx(crossed(each[0] - each[1], clips))
+
+
+@pytest.mark.slow
+def test_the_loss_falls_are_paired_by_seed(results, folder):
+    """From the shortest to the longest, and between neighbours, of which it is the sum."""
+    found = results["token_length_falls"]["sliding_window"]["visual"]
+    metrics = {p.stem: json.loads(p.read_text()) for p in runs_of(folder)}
+    names = [label(compression="sliding_window", visual_tokens=n) for n in (2, 8)]
+    ends = [
+        [metrics[f"{name}-seed{seed}"]["validation_loss"][-1][1] for name in names]
+        for seed in (1, 2)
+    ]
+    mean, width = interval([short - long for short, long in ends])
+    assert (found["whole"]["mean"], found["whole"]["ci95"]) == pytest.approx((mean, width))
+    parts = [part["mean"] for part in found["neighbours"]]
+    assert len(parts) == 2 and sum(parts) == pytest.approx(mean)
 
 
 @pytest.mark.slow
@@ -109,44 +192,52 @@ def test_sides_differ_in_nothing_else(folder, results):
     config = {p.stem: json.loads(p.read_text())["config"] for p in runs_of(folder)}
 
     def differ(a, b):
-        return {k for k in config[a] if config[a][k] != config[b][k]} - {"name"}
+        one, other = (config[f"{name}-seed1"] for name in (a, b))
+        return {k for k in one if one[k] != other[k]} - {"name"}
 
-    for seed in (1, 2):
-        full = f"avqa-tau0.07-seed{seed}"
-        assert differ(full, f"avqa-unaligned-seed{seed}") == {"init"}
-        ranged = (f"avqa-{side}-awgn-range-seed{seed}" for side in ("aligned", "unaligned"))
-        assert differ(*ranged) == {"init"}
-        extra = {"validate_every", "test_snr_db"}  # more is looked at in the full run
-        assert differ(full, f"avqa-no-lora-seed{seed}") - extra == {"lora_rank"}
-        assert differ(full, f"avqa-visual-only-seed{seed}") - extra == {"modalities"}
-        assert differ(full, f"avqa-uniform-v4-a8-seed{seed}") - extra == {
-            "compression",
-            "visual_tokens",
-        }
-        assert differ(f"align-tau0.03-seed{seed}", f"align-tau0.13-seed{seed}") == {"temperature"}
+    assert differ("avqa", "avqa-unaligned") == {"init"}
+    assert differ("avqa", "avqa-question_snr_db-inf") == {"question_snr_db"}
+    extra = {"validate_every", "test_snr_db"}  # more is looked at in the run as it stands
+    assert differ("avqa", "avqa-lora_rank-0") - extra == {"lora_rank"}
+    assert differ("avqa", "avqa-modalities-visual") == {"modalities"}
+    full = label(compression="sliding_window")
+    short, other = (
+        label(compression="sliding_window", visual_tokens=2),
+        label(compression="uniform"),
+    )
+    assert differ(full, short) - extra == {"visual_tokens"}
+    assert differ(full, other) - extra == {"compression", "init"}
+    assert differ("align", "align-compression-uniform") == {"compression"}
+    assert differ("align", "align-temperature-0.13") == {"temperature"}
+    assert differ("align", "align-one_way-True") == {"one_way"}
+    init = config["avqa-audio_tokens-2-compression-uniform-seed1"]["init"]
+    assert init.endswith("align-compression-uniform-seed1.pth")  # one for all lengths
 
 
 @pytest.mark.slow
 def test_lengths_are_saved_for_others_to_fit(folder, results):
     """A row a run: lengths, validation loss and channel uses of both modalities."""
     rows = list(csv.DictReader(open(folder / "imgs/token_length.csv")))
-    assert len(rows) == 2 * (3 + 3)  # seeds, lengths (8, 8), (4, 8) and (8, 4), two compressions
+    # Seeds; lengths (4, 4), and 2 or 8 of either modality with 4 of the other; two compressions
+    assert len(rows) == 2 * (1 + 4) * 2
     for row in rows:
         tokens = 3 + int(row["visual_tokens"]) + int(row["audio_tokens"])
         assert int(row["channel_uses"]) == 64 * tokens
         assert float(row["validation_loss"]) > 0 and 0 <= float(row["accuracy"]) <= 1
+        assert row["snr_db"] == "12.0"
     losses = {
         float(row["validation_loss"])
         for row in rows
-        if (row["compression"], row["visual_tokens"], row["audio_tokens"]) == ("uniform", "4", "8")
+        if (row["compression"], row["visual_tokens"], row["audio_tokens"]) == ("uniform", "2", "4")
     }
-    curve = results["token_length_sweep"]["uniform"]["visual"]["validation_loss"]
-    assert curve["mean"][0] == pytest.approx(sum(losses) / 2)
+    curve = results["token_length_sweep"]["uniform"]["visual"]["loss"]
+    assert curve[0] == pytest.approx(sum(losses) / 2)
 
 
 @pytest.mark.slow
 def test_the_page_shows_what_was_found(folder, results):
-    """Each figure with its command; no number that the results do not hold."""
+    """Each figure with its command; every claim with its verdict; no number that the results do
+    not hold."""
     shown = (folder / "imgs/README.md").read_text()
     for picture in re.findall(r'\]\(([^)]+png)\)|src="([^"]+)"', shown):
         assert (folder / "imgs" / "".join(picture)).is_file()
@@ -154,6 +245,12 @@ def test_the_page_shows_what_was_found(folder, results):
         assert experiment["command"].startswith(f"python benchmarks/sweeps.py --only {name}")
         assert "--steps 4" in experiment["command"] and experiment["command"] in shown
         assert 0 < experiment["ran"] <= experiment["runs"] and experiment["minutes"] > 0
+    assert len(results["claims"]) >= 7
+    for claim in results["claims"]:
+        (row,) = [line for line in shown.splitlines() if line.startswith(f"| {claim['claim']} |")]
+        assert f"**{claim['verdict']}**" in row and "python benchmarks/sweeps.py" in row
+    gain = results["alignment_gain"]
+    assert f"{gain['points']:+.1f} ± {gain['ci95']:.1f} points of accuracy" in shown
     assert f"{100 * results['snr_sweep']['aligned']['mean'][0]:.1f} ±" in shown
     for published in ("13.7 %", "71.5 %", "80.9 %"):
         assert published in shown
@@ -170,23 +267,72 @@ def test_a_second_sweep_runs_nothing_and_finds_the_same(folder, results):
 
 
 def test_experiments_share_runs():
-    """Where experiments agree a run is made once, and no two of one name differ."""
-    plan = Plan(sweeps.PRESETS["mini"], *sweeps.stages(sweeps.PRESETS["mini"]))
+    """Where experiments agree a run is made once, and no two of one name differ; one alignment a
+    seed serves all token lengths and SNRs."""
+    plan = planned("mini")
     parts = {name: unique(experiment.runs(plan)) for name, experiment in EXPERIMENTS.items()}
     every = unique([run for part in parts.values() for run in part])
     assert len(every) < sum(map(len, parts.values()))
-    seeds = len(plan.config.seeds)
-    # temperatures and none; 12 models in the SNR sweep beside the two that stand; lengths of two
-    # modalities and compressions; ablations
-    answered = [run for run in every if run.script == "task_avqa"]
-    assert len(answered) == seeds * (4 + 12 + 17 + 6)
+    c = plan.config
+    # By compression one alignment, and three lengths of either modality besides one that both have
+    sides = len(c.seeds) * len(c.compressions) + c.few * len(c.baselines)
+    assert len(parts["lengths"]) == sides * (1 + 1 + 2 * 3)
+    starts = {run.after for run in every if run.script == "task_avqa"}
+    from_one = [run for run in every if run.after.endswith("/align-seed11")]
+    assert len(from_one) >= 7 + 6 and len(starts) < len(every) / 3
     assert {run.config.data for run in every} == {"datasets/mini/VALOR", "datasets/mini/MUSIC-AVQA"}
+    few = {run.config.seed for run in every if "one_way" in run.name}
+    assert few == set(plan.config.seeds[: plan.config.few])
+
+
+def test_the_default_sweep_is_the_papers_budget_on_fresh_seeds():
+    """Ten seeds that no choice was made with, 2,400 questions a run, the published SNRs."""
+    config = sweeps.PRESETS["mini"]
+    assert len(config.seeds) == 10 and not {1, 2, 3} & set(config.seeds)
+    assert config.steps * config.batch == 2400 and config.lengths == [1, 4, 16, 64]
+    plan = planned("mini")
+    aligned = plan.answering()[0].config
+    assert (aligned.visual_tokens, aligned.audio_tokens) == (16, 16)
+    assert aligned.test_snr_db == [-12, -6, 0, 6, 12, 18]
+
+
+def test_a_change_reaches_the_stages_that_it_concerns():
+    """Stage 1 is trained with what has weights, with the compression and with its own losses; not
+    with lengths, channels or what stage 2 alone has. What changes nothing is no other run."""
+    plan = planned("mini", seeds=[1])
+    names = {
+        "align-seed1": {"visual_tokens": 4, "channel": "rayleigh", "lora_rank": 0},
+        "align-compression-uniform-seed1": {"compression": "uniform", "audio_tokens": 4},
+        "align-contrastive_weight-0.0-seed1": {"contrastive_weight": 0.0, "lora_rank": 0},
+    }
+    for name, changes in names.items():
+        (first, second) = plan.both(**changes)
+        assert first.name == second.after == f"sweeps/mini/{name}"
+        own = {k: v for k, v in changes.items() if hasattr(second.config, k)}
+        assert {k: getattr(second.config, k) for k in own} == own
+    stands = plan.avqa_config
+    assert plan.both(channel=stands.channel, visual_tokens=stands.visual_tokens) == plan.both()
+    assert plan.answering(aligned=False)[0].config.init == "none"
+
+
+def test_the_published_recipe_is_among_the_ablations():
+    """As a whole and part by part, by the flags that the parts have."""
+    parts = dict(ablations.ABLATIONS)
+    recipe = parts.pop("published recipe")
+    assert recipe == {
+        "contrast": "special",
+        "caption_weight": 0.0,
+        "receiver": "mlp",
+        "text_receiver": "mlp",
+        "compression": "sliding_window",
+    }
+    assert all(len(changes) == 1 for changes in parts.values())
+    assert all({k: v} in parts.values() for k, v in recipe.items())
 
 
 def test_paper_preset_plans_the_published_lengths():
     """2 to 128 tokens, on the paper's own schedule and models."""
-    config = sweeps.PRESETS["paper"]
-    plan = Plan(config, *sweeps.stages(config))
+    plan = planned("paper")
     runs = lengths.runs(plan)
     assert {run.config.preset for run in runs} == {"paper"}
     swept = {run.config.visual_tokens for run in runs}
@@ -194,6 +340,7 @@ def test_paper_preset_plans_the_published_lengths():
     assert plan.avqa_config.data == "datasets/MUSIC-AVQA" and plan.avqa_config.batch == 8
     assert {run.config.channel for run in snr.runs(plan)} == {"awgn", "rayleigh", "none"}
     assert plan.align_config.steps == 500 and plan.avqa_config.steps == 300
+    assert plan.avqa_config.lr == 1e-4
 
 
 def test_commands_name_what_differs_from_the_preset():
@@ -209,18 +356,50 @@ def test_commands_name_what_differs_from_the_preset():
     assert sweeps.command("snr", config) == said
 
 
-def rising(*points):
-    return {"values": [list(point) for point in points]}
+def found(gain: float, log_steps: float, width: float = 0.02) -> dict:
+    """Results of a sweep of two experiments: the gain by alignment, and the log of its steps."""
+    return {
+        "cost": {name: {"command": f"python sweep {name}"} for name in ("temperatures", "snr")},
+        "alignment_gains": {"awgn": {"pooled": {"mean": gain, "ci95": width}}},
+        "alignment_log_steps": {"mean": log_steps, "ci95": width},
+        "question_claims": {
+            "noise": {"mean": 0.1, "ci95": 0.02},
+            "media": {"mean": 0.0, "ci95": 0.05},
+            "detect": {"mean": -0.01, "ci95": 0.005},
+        },
+    }
 
 
-def test_curves_are_judged_between_all_points():
-    """A slow fall is a fall, though no step of it is; noise is not."""
-    slow = [(0.60 - 0.005 * i + e, 0.61 - 0.005 * i, 0.59 - 0.005 * i) for i, e in
-            enumerate((0.0, 0.004, -0.003, 0.004, 0.0))]  # fmt: skip
-    assert (0, 4) in page.falls(rising(*slow))
-    assert page.falls(rising(*slow[::-1])) == []
-    noise = rising((0.3, 0.35, 0.33), (0.34, 0.31, 0.33), (0.29, 0.36, 0.34))
-    assert page.falls(noise) == page.differs(noise) == []
+@pytest.mark.parametrize(
+    ("gain", "log_steps", "verdicts"),
+    [
+        (0.05, math.log(0.6), ("holds", "holds")),
+        (-0.05, math.log(1.5), ("does not hold", "does not hold")),
+        (0.0, 0.0, ("undecided", "does not hold")),  # 1 point, but no 5 % of the steps, may be
+    ],
+)
+def test_claims_are_decided(gain, log_steps, verdicts):
+    """Each by the side of 0 on which its interval lies, fewer steps being a ratio below 1; what a
+    sweep did not measure is not among them."""
+    rows = {row["claim"]: row["verdict"] for row in claims.results(found(gain, log_steps))}
+    names = ("Cross-modal alignment raises accuracy", "It needs fewer steps")
+    assert tuple(rows[name] for name in names) == verdicts
+    assert rows["Noise on picture and sound costs accuracy"] == "holds"
+    assert rows["Tokens help even at the lowest SNR"] == "undecided"
+    assert rows["A question by detect is as good as a clean one, to 2 points"] == "holds"
+    assert not any("tokens lower the loss" in name for name in rows)
+
+
+def test_the_table_of_claims_says_what_was_measured():
+    """Claim, source, measured value with its interval, verdict and command in one row."""
+    lines = claims.page(found(0.0512, math.log(0.5))).splitlines()
+    (row,) = [line for line in lines if line.startswith("| Cross-modal alignment")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert "arXiv 2505.07841" in cells[1]
+    assert cells[2].endswith("+5.1 ± 2.0 points of accuracy")
+    assert cells[3:] == ["**holds**", "`python sweep snr`"]
+    (row,) = [line for line in lines if line.startswith("| It needs fewer steps")]
+    assert "50 (49 to 51) %" in row
 
 
 @pytest.mark.slow
@@ -230,17 +409,19 @@ def test_one_seed_is_enough_to_draw(folder, swept):
     done = sweep(folder, *flags, ok=False)  # it would replace a part of what stands
     refused(done, "name another --figures folder")
     sweep(folder, *flags, "--figures", folder / "one")
-    found = json.loads((folder / "one/results.json").read_text())
-    assert found["seeds"] == [1] and "snr_sweep" not in found
-    assert found["ablations"]["no LoRA"]["accuracy"]["ci95"] is None
-    assert found["ablations"]["no LoRA"]["gain"]["verdict"] == ["undecided"]
+    one = json.loads((folder / "one/results.json").read_text())
+    assert one["seeds"] == [1] and "snr_sweep" not in one
+    assert one["ablations"]["no LoRA"]["accuracy"]["ci95"] is None
+    assert one["ablations"]["no LoRA"]["gain"]["ci95"] is None
+    assert {claim["verdict"] for claim in one["claims"]} == {"undecided"}
 
 
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
         (("--only", "snrs"), "--only snrs: unknown"),
-        (("--snr_range", 3), "snr_range"),
+        (("--few", 0), "--few 0"),
+        (("--baselines", "zap"), "zap"),
         (("--compressions", "zip"), "zip"),
         (("--temperatures", 0.07, 0.074), "--temperatures"),
         (("--validations", 0), "--validations"),
@@ -265,10 +446,12 @@ def test_ones_own_compression_enters_the_sweep_by_name(tmp_path, folder, swept):
     example = re.search(r"```python\n(def max_pool.*?)```", guide, re.DOTALL)[1]
     with open(copy / "modules/token_compression.py", "a") as file:
         file.write("\n\n" + example)
-    flags = ("--only", "lengths", "--seeds", 1, "--compressions", "sliding_window", "max_pool")
+    flags = ("--only", "lengths", "--seeds", 1)
+    flags += ("--compressions", "sliding_window", "--baselines", "max_pool")
     places = ("--figures", tmp_path / "imgs", "--out", tmp_path / "checkpoint")
     sweep(folder, *flags, *places, run=apart, root=copy)
-    found = json.loads((tmp_path / "imgs/results.json").read_text())["token_length_sweep"]
-    assert len(found["max_pool"]["visual"]["accuracy"]["mean"]) == 2
-    assert found["gain"].keys() == {"max_pool"}
-    assert "max pool" in (tmp_path / "imgs/README.md").read_text()
+    own = json.loads((tmp_path / "imgs/results.json").read_text())
+    assert len(own["token_length_sweep"]["max_pool"]["visual"]["accuracy"]) == 3
+    assert own["compression_gains"].keys() == {"max_pool less sliding_window"}
+    assert own["commit"] == "unknown"  # a copy of the files alone
+    assert "max pool less sliding window" in (tmp_path / "imgs/README.md").read_text()

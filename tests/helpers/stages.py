@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 import task_align
 import task_avqa
 from modules.system import Alignment, Answering, Batch, System
+from modules.token_compression import Layout
 from tests.helpers.draw import gaussian
 from utils.data.clips import Collate
 from utils.data.datasets import Caption, Question
@@ -26,9 +27,12 @@ def answering(**changes) -> tuple[Answering, Processors]:
     return task_avqa.build_model(replace(task_avqa.PRESETS["mini"], **changes))
 
 
-def questions(texts: Sequence[str], answers: Sequence[str]) -> list[Question]:
-    both = enumerate(zip(texts, answers, strict=True))
-    return [Question(f"{i}", "Audio Counting", text, text, answer) for i, (text, answer) in both]
+def questions(
+    texts: Sequence[str], answers: Sequence[str], clips: Sequence | None = None
+) -> list[Question]:
+    """One a clip, or each about the clip of that name in `clips`."""
+    asked = zip(clips or range(len(texts)), texts, answers, strict=True)
+    return [Question(f"{clip}", "Audio Counting", text, text, said) for clip, text, said in asked]
 
 
 class RandomClips(Dataset):
@@ -38,17 +42,21 @@ class RandomClips(Dataset):
 
     def __init__(self, system: System, rows: list[Question] | list[Caption]):
         self.rows = rows
-        self.tokens = [
-            gaussian(len(rows), tx.special + tx.length, tx.projection.in_features, seed=100 + i)
-            for i, tx in enumerate(system.transmitters.values())
-        ]
+        self.place = {row.video_id: i for i, row in enumerate(rows)}
+        self.tokens, self.layouts = [], {}
+        for i, (kind, tx) in enumerate(system.transmitters.items()):
+            shape = (tx.special + tx.length, tx.projection.in_features)
+            self.tokens.append(gaussian(len(rows), *shape, seed=100 + i))
+            self.layouts[kind] = Layout(tx.places[: tx.length], gaussian(tx.length, seed=200 + i))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> tuple:
-        return *(tokens[i] for tokens in self.tokens), self.rows[i]
+        row = self.rows[i]
+        return *(tokens[self.place[row.video_id]] for tokens in self.tokens), row, self.layouts
 
-    def batch(self, processors: Processors, *rows: int) -> Batch:
+    def batch(self, processors: Processors, *rows: int, **options) -> Batch:
         """These rows, or all; stage 1 takes questions for captions."""
-        return Collate(processors.tokenizer)([self[i] for i in rows or range(len(self))])
+        collate = Collate(processors.tokenizer, **options)
+        return collate([self[i] for i in rows or range(len(self))])

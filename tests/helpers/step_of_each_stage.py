@@ -30,16 +30,19 @@ BATCH = 8
 CAPTIONS = ["a drum", "two bells ring on the left", "a drum", "silence", "a long, low flute",
             "a bell", "a drum and a violin beside it", "nothing"]  # fmt: skip
 ANSWERS = ["two", "yes", "violin", "no", "more than ten", "left", "no", "zero"]
+ABOUT = [5, 5, 5, 0, 0, 2, 7, 7]  # the clip of each, where several questions share one
 
 
 def make(stage: str) -> tuple[nn.Module, Callable[[int, int], Batch]]:
-    """The model of a stage, and what gives so many clips from the first one on: random ones with
-    captions, two of them equal, and answers of several lengths."""
+    """The model of a stage, and what gives so many rows from the first one on: random clips with
+    captions, two of them equal, and answers of several lengths; in `packed`, stage 2 where several
+    rows share a clip."""
     if stage == "align":
         model, processors = alignment(channel="none")
     else:
         model, processors = answering(channel="none", lora_dropout=0.0)
-    clips = RandomClips(model.system, questions(CAPTIONS, ANSWERS))
+    about = ABOUT if stage == "packed" else None
+    clips = RandomClips(model.system, questions(CAPTIONS, ANSWERS, about))
     for name, weight in model.named_parameters():
         if "lora_B" in name:  # it starts at zero and would hide lora_A's gradient
             nn.init.normal_(weight, std=0.1, generator=seeded())
@@ -55,7 +58,7 @@ def found_by(loss: list[float], model: nn.Module) -> tuple[list[float], dict]:
 def gradients(accelerator, stage: str, accumulate: int) -> tuple[list[float], dict]:
     """Of one optimizer step over `accumulate` equal parts of the batch."""
     model, clips = make(stage)
-    accelerator.gradient_accumulation_steps = accumulate
+    accelerator.gradient_accumulation_steps, accelerator.step = accumulate, 0  # anew from here
     wrapped = accelerator.prepare(model)
     share = BATCH // accumulate // accelerator.num_processes
     losses = []
@@ -87,10 +90,21 @@ def held_out(accelerator) -> dict[int, float]:
     noise = SimpleNamespace(accelerator=accelerator, fresh_noise=lambda: None)
     collate, losses = Collate(processors.tokenizer), {}
     for rows in (1, 3, 5, 6, 8):
-        clips = RandomClips(model.system, questions(CAPTIONS[:rows], ANSWERS[:rows]))
+        asked = questions(CAPTIONS[:rows], ANSWERS[:rows], ABOUT[:rows])
+        clips = RandomClips(model.system, asked)
         loader = in_order(clips, collate, 4, processes=accelerator.num_processes)
         losses[rows] = task_avqa.validation_loss(model, accelerator.prepare(loader), noise)
     return losses
+
+
+def said(accelerator) -> list[str]:
+    """Stage 2's answers to seven questions, four a batch."""
+    model, processors = answering(channel="none")
+    asked = questions(CAPTIONS[:7], ANSWERS[:7], ABOUT[:7])
+    clips, tokenizer = RandomClips(model.system, asked), processors.tokenizer
+    loader = in_order(clips, Collate(tokenizer), 4, processes=accelerator.num_processes)
+    run = SimpleNamespace(accelerator=accelerator, fresh_noise=lambda: None, is_main=False)
+    return task_avqa.answers(model, accelerator.prepare(loader), tokenizer, run, 12.0)
 
 
 def few_clips(accelerator) -> list[list[str]]:
@@ -107,9 +121,10 @@ def main(out: str) -> None:
     accelerator = start(task_align.PRESETS["mini"])
     found = {"processes": accelerator.num_processes}
     for accumulate in (1, 2):
-        for stage in ("align", "avqa"):
+        for stage in ("align", "avqa", "packed"):
             found[f"{stage}-{accumulate}"] = gradients(accelerator, stage, accumulate)
     found |= {"held_out": held_out(accelerator), "few_clips": few_clips(accelerator)}
+    found["said"] = said(accelerator)
     if accelerator.num_processes > 1:
         found["sharded"] = sharded(accelerator)
     if accelerator.is_main_process:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import task_align
-from modules.channel import CHANNELS, Channel
+from modules.channel import CHANNELS, Channel, unit_power
 from tests.helpers.draw import blocked, fuzz, gaussian, seeded
 from utils.config import check
 
@@ -30,6 +30,12 @@ def snr_db(sent, received, mask=None):
     return decibel(torch.stack(signal) / torch.stack(noise))
 
 
+def left(asked):
+    """What the MMSE receiver leaves of a signal without fading, at so many dB."""
+    snr = 10 ** (torch.as_tensor(asked) / 10)
+    return (snr / (1 + snr)).reshape(-1, 1, 1)
+
+
 def gains(sent, received, dims):
     """What each clip's (or token's) signal was multiplied by, noise averaged out."""
     sent, received = sent.double(), received.double()
@@ -41,7 +47,7 @@ def fading_power(kind, clips, seed=3, **options):
 
     At 0 dB the MMSE receiver leaves the gain g = |h|^2 / (|h|^2 + 1).
     """
-    sent = gaussian(clips, 4, 512)
+    sent = unit_power(gaussian(clips, 4, 512))
     received = Channel(kind, **options)(sent, 0.0, generator=seeded(seed))
     gain = gains(sent, received, (1, 2))
     return gain / (1 - gain)
@@ -50,10 +56,10 @@ def fading_power(kind, clips, seed=3, **options):
 @pytest.mark.parametrize("asked", [-12.0, 7, 30.0, torch.tensor([-6.0, 0.0, 12.0, 25.0])])
 def test_measured_snr_is_the_asked_one(asked):
     """Signal power over noise power is the SNR asked for, to a tenth of a dB, one for all clips or
-    one a clip: a quiet clip beside a loud one gets noise of its own power, not of the batch's."""
+    one a clip: a quiet clip is sent as loud as a loud one beside it."""
     sent = gaussian(4, 200, 768) * torch.tensor([1e-2, 1.0, 1.0, 50.0])[:, None, None]
-    received = Channel("awgn")(sent, asked, generator=seeded())
-    assert (snr_db(sent, received) - asked).abs().max() < 0.1
+    received = Channel("awgn")(sent, asked, generator=seeded()) / left(asked)
+    assert (snr_db(unit_power(sent), received) - asked).abs().max() < 0.1
 
 
 def test_padding_carries_no_power():
@@ -67,14 +73,17 @@ def test_padding_carries_no_power():
     sent = gaussian(4, 1000, 512)
     sent[~mask] = 1e3
     received = Channel("awgn")(sent, 10.0, mask, seeded())
-    assert (snr_db(sent, received, mask) - 10).abs().max() < 0.1
+    unit = unit_power(sent, mask)
+    power = [clip[real].square().mean() for clip, real in zip(unit, mask, strict=True)]
+    torch.testing.assert_close(torch.stack(power), torch.ones(4))
+    assert (snr_db(unit, received / left(10.0), mask) - 10).abs().max() < 0.1
     assert received[~mask].eq(0).all() and received[mask].ne(0).all()
 
 
 def test_noise_is_circular():
     """Both parts of a symbol get half of the noise each, and independently."""
-    sent = gaussian(1, 200, 1024)
-    noise = (Channel("awgn")(sent, 0.0, generator=seeded()) - sent).reshape(-1, 2)
+    sent = unit_power(gaussian(1, 200, 1024))
+    noise = (2 * Channel("awgn")(sent, 0.0, generator=seeded()) - sent).reshape(-1, 2)
     power = noise.square().mean(dim=0)
     assert decibel(power[0] / power[1]).abs() < 0.1
     assert noise.prod(dim=1).mean().abs() / power.mean() < 0.02
@@ -83,19 +92,57 @@ def test_noise_is_circular():
 
 @EACH
 def test_infinite_snr_is_noiseless(kind):
-    """At +inf dB tokens arrive as sent; fading is undone by the equaliser."""
+    """At +inf dB tokens arrive as sent, at unit power; fading is undone by the equaliser."""
     sent = gaussian(3, 5, 16)
     received = Channel(kind)(sent, math.inf, generator=seeded())
     if kind in ("awgn", "none"):
-        assert torch.equal(received, sent)
-    torch.testing.assert_close(received, sent)
+        assert torch.equal(received, unit_power(sent))
+    torch.testing.assert_close(received, unit_power(sent))
 
 
-def test_none_is_identity():
-    """The channel `none` changes nothing at any SNR and draws no noise."""
+def test_none_adds_nothing():
+    """The channel `none` gives what was sent at any SNR and draws no noise."""
     sent, source = gaussian(2, 5, 8), seeded()
-    assert torch.equal(Channel("none")(sent, -20.0, generator=source), sent)
+    assert torch.equal(Channel("none")(sent, -20.0, generator=source), unit_power(sent))
     assert torch.equal(source.get_state(), seeded().get_state())
+
+
+@EACH
+def test_the_scale_of_a_clip_is_not_heard(kind):
+    """Each clip leaves at unit mean power, whatever it was multiplied by: the same arrives, and a
+    token that is louder than the others of its clip stays so."""
+    sent = gaussian(3, 6, 64) * torch.arange(1.0, 7)[:, None]
+    scaled = sent * torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
+    first, second = (Channel(kind)(x, 6.0, generator=seeded()) for x in (sent, scaled))
+    torch.testing.assert_close(first, second)
+    token = Channel(kind)(sent, math.inf, generator=seeded()).square().mean(dim=2)  # (3, 6)
+    torch.testing.assert_close(token.mean(dim=1), torch.ones(3))
+    beside = token / sent.square().mean(dim=2)
+    torch.testing.assert_close(beside, beside[:, :1].expand(3, 6))
+
+
+@pytest.mark.parametrize("kind", ["awgn", "rayleigh", "rician"])
+@pytest.mark.parametrize("snr", [-9.0, 0.0, 12.0])
+def test_equaliser_is_linear_mmse(kind, snr):
+    """No other scale of what arrives is nearer to what was sent, and a clip's mean power is the
+    factor that is left of its signal, from which a receiver can tell it."""
+    sent = unit_power(gaussian(30, 40, 512))
+    received = Channel(kind)(sent, snr, generator=seeded())
+    gain, power = gains(sent, received, (1, 2)).float(), received.square().mean(dim=(1, 2))
+    torch.testing.assert_close(power, gain, rtol=0.1, atol=0.01)
+    if kind == "awgn":
+        torch.testing.assert_close(gain, left(snr).expand(30, 1, 1).flatten(), rtol=0.1, atol=0)
+
+
+def test_rician_tends_to_awgn():
+    """With K the scattered paths vanish, and what is left is the channel without fading."""
+    sent = gaussian(4, 6, 64)
+    still = Channel("awgn")(sent, 3.0, generator=seeded())
+    apart = [
+        (Channel("rician", k)(sent, 3.0, generator=seeded()) - still).abs().max()
+        for k in (1.0, 1e2, 1e4, 1e8)
+    ]
+    assert apart == sorted(apart, reverse=True) and apart[0] > 0.1 and apart[-1] < 1e-3
 
 
 def test_rayleigh_power_is_exponential():
@@ -128,7 +175,7 @@ def test_fading_is_one_draw_a_clip(kind):
 def test_fading_scales_the_snr(kind):
     """After the equaliser a clip's SNR is |h|^2 times the one asked for."""
     asked = 6.0
-    sent = gaussian(40, 50, 512)
+    sent = unit_power(gaussian(40, 50, 512))
     received = Channel(kind)(sent, asked, generator=seeded())
     gain = gains(sent, received, (1, 2))
     power = gain / (1 - gain) / 10 ** (asked / 10)  # |h|^2
@@ -139,8 +186,8 @@ def test_fading_scales_the_snr(kind):
 
 def test_fading_ignores_padding():
     """The fading and its noise are the same for a clip whether or not it is padded."""
-    sent = gaussian(500, 20, 256)
     mask = (torch.arange(20) < 2).expand(500, 20)
+    sent = unit_power(gaussian(500, 20, 256), mask)
     received = Channel("rayleigh")(sent, 0.0, mask, seeded())
     gain = gains(sent[:, :2], received[:, :2], (1, 2))
     assert abs((gain / (1 - gain)).median() - math.log(2)) < 0.1  # median of the exponential
@@ -191,18 +238,18 @@ def test_channel_holds_no_weights():
 def test_gradients_pass_through(kind, snr):
     """The transmitter before the channel can be trained: gradients are finite and not zero."""
     sent = gaussian(2, 3, 6).requires_grad_()
-    Channel(kind)(sent, snr, generator=seeded()).square().sum().backward()
+    (Channel(kind)(sent, snr, generator=seeded()) * gaussian(2, 3, 6, seed=1)).sum().backward()
     assert sent.grad.isfinite().all() and sent.grad.ne(0).all()
 
 
 @EACH
-def test_gradients_know_that_noise_follows_the_signal(kind):
-    """Sending louder gains nothing: the noise is known to grow with the signal."""
+def test_gradients_know_that_louder_gains_nothing(kind):
+    """A clip is sent at unit power whatever its scale, so that nothing is learned along it."""
     sent = gaussian(2, 3, 6).requires_grad_()
     loss = (Channel(kind)(sent, 0.0, generator=seeded()) * gaussian(2, 3, 6, seed=1)).sum()
     (gradient,) = torch.autograd.grad(loss, sent)
-    # Tokens twice as large arrive twice as large, so that the slope along them is the loss.
-    torch.testing.assert_close((gradient * sent).sum(), loss)
+    slope = (gradient * sent).sum(dim=(1, 2))  # along each clip
+    assert slope.abs().max() < 1e-5 < 0.1 < gradient.abs().max()
 
 
 @EACH
@@ -212,7 +259,7 @@ def test_padding_is_zeros_and_has_no_gradient(kind):
     mask = torch.tensor([[True, True, False], [False, False, False]])
     sent = gaussian(2, 3, 8).requires_grad_()
     received = Channel(kind)(sent, 5.0, mask, seeded())
-    received.square().sum().backward()
+    (received * gaussian(2, 3, 8, seed=1)).sum().backward()
     for tokens in (received, sent.grad):
         assert tokens.isfinite().all()
         assert tokens[mask].ne(0).all() and tokens[~mask].eq(0).all()

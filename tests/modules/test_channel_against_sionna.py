@@ -39,7 +39,8 @@ def ours(symbols, kind, snr_db, **options):
     """Equalised symbols (clips, uses) of our channel, a clip a row."""
     tokens = torch.view_as_real(symbols).flatten(1)[:, None]  # (clips, 1, 2 uses)
     received = Channel(kind, **options)(tokens, snr_db, generator=seeded())
-    return torch.view_as_complex(received.view(*symbols.shape, 2))
+    # Our unit power is that of a real number, of which a symbol has two.
+    return torch.view_as_complex(received.view(*symbols.shape, 2)) / 2**0.5
 
 
 def sionnas_fading(kind, clips):
@@ -72,8 +73,6 @@ def sionnas(symbols, kind, snr_db):
     power = 10 ** (-snr_db / 10)
     h = sionnas_fading(kind, len(symbols))[:, None]
     received = AWGN(device="cpu")(h * symbols, power)
-    if kind == "awgn":
-        return received
     return h.conj() / (h.abs().square() + power) * received
 
 
@@ -97,7 +96,8 @@ def differ(first, second):
 def test_noise_is_sionnas(snr):
     """AWGN: noise of the same power and distribution, that is the same SNR to 0.1 dB."""
     sent = qpsk(4, CLIPS)
-    ours_, theirs = (f(sent, "awgn", snr) - sent for f in (ours, sionnas))
+    shrunk = 1 + 10 ** (-snr / 10)  # by the equaliser
+    ours_, theirs = (shrunk * f(sent, "awgn", snr) - sent for f in (ours, sionnas))
     power = [noise.abs().square().mean() for noise in (ours_, theirs)]
     assert abs(10 * torch.log10(power[0] / power[1])) < 0.1
     assert abs(10 * torch.log10(power[0]) + snr) < 0.1

@@ -1,17 +1,20 @@
-"""The foundation model: what its loss covers, and that batching changes neither loss nor answer."""
+"""The foundation model: what its loss covers, and that neither batches nor questions which share
+their clip change a loss or an answer."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from modules.foundation_model import FoundationModel
+from modules.foundation_model import FoundationModel, Received
 from tests.helpers.draw import gaussian, seeded
 from tests.helpers.tiny import NoHostData, NoHostSync, tiny_qwen2
 from utils.data.clips import pad
 
 HIDDEN, VOCABULARY, LAYERS, END = 32, 64, 2, 0
+MEDIA = 6  # tokens of a clip
 NEVER = VOCABULARY  # an end token that no answer holds
 TARGETS = ["q_proj", "v_proj"]
 
@@ -46,47 +49,80 @@ def lora_model(rank=4, dropout=0.0, layers=LAYERS, dtype=torch.float32):
 QUESTIONS = [[5, 9, 11, 3], [7], [8, 8, 2, 40, 41, 42, 43], [30, 31]]
 ANSWERS = [[20, 21, END], [END], [22, END], [23, 24, 25, 26, END]]
 MODELS = pytest.mark.parametrize("make", [base_model, lora_model])
+ALONE = [0, 1, 2, 3]  # the clip of each question
+CLIPS = pytest.mark.parametrize("clip", [ALONE, [0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]])
 
 
-def example(model, questions=QUESTIONS, answers=ANSWERS):
-    """Received tokens, six of them media, and their mask, answer ids and their mask: what
-    `answer_loss` reads."""
+def example(model, questions=QUESTIONS, answers=ANSWERS, clip=ALONE):
+    """What is received, answer ids and their mask, and the most tokens of a clip's questions and
+    answers: what `answer_loss` reads."""
     ids, mask = pad(questions, END)
-    media = 0.3 * gaussian(len(questions), 6, HIDDEN)
-    received = torch.cat([media, model.embed(ids)], dim=1)
-    return received, torch.cat([mask.new_ones(media.shape[:2]), mask], dim=1), *pad(answers, END)
+    media = 0.3 * gaussian(max(clip) + 1, MEDIA, HIDDEN)
+    received = Received(
+        media=media,
+        media_mask=mask.new_ones(media.shape[:2]),
+        question=model.embed(ids),
+        question_mask=mask,
+        clip=torch.tensor(clip),
+    )
+    tokens = [0] * len(media)
+    for i, question, answer in zip(clip, questions, answers, strict=True):
+        tokens[i] += len(question) + len(answer)
+    return received, *pad(answers, END), max(tokens)
 
 
-def spread(received, mask, seed=0):
+def apart(received):
+    """The same questions, each with media of its own."""
+    clip = received.clip
+    media = {"media": received.media[clip], "media_mask": received.media_mask[clip]}
+    return replace(received, **media, clip=torch.arange(len(clip)))
+
+
+def scatter(tokens, mask, seed):
     """The same rows in more padding, which stands anywhere and is not zero."""
-    source, wide = seeded(seed), received.shape[1] + 9
+    source, wide = seeded(seed), tokens.shape[1] + 9
     places = torch.stack([torch.randperm(wide, generator=source) < n for n in mask.sum(dim=1)])
-    tokens = 50 * gaussian(len(mask), wide, received.shape[2])
-    tokens[places] = received[mask]
-    return tokens, places
+    spread = 50 * gaussian(len(mask), wide, tokens.shape[2])
+    spread[places] = tokens[mask]
+    return spread, places
 
 
-def reference_losses(model, received, mask, answers):
-    """Loss of each answer token: each row by itself, the whole sequence, nothing padded."""
+def spread(received, seed=0):
+    """Media and questions in more padding."""
+    media, media_mask = scatter(received.media, received.media_mask, seed)
+    question, question_mask = scatter(received.question, received.question_mask, seed + 1)
+    return Received(media, media_mask, question, question_mask, received.clip)
+
+
+def rows(received):
+    """The tokens that stand before each answer where every question is read by itself."""
+    media = [row[real] for row, real in zip(received.media, received.media_mask, strict=True)]
+    texts = zip(received.clip, received.question, received.question_mask, strict=True)
+    return [torch.cat([media[clip], row[real]]) for clip, row, real in texts]
+
+
+def reference_losses(model, received, answers):
+    """Loss of each answer token: each question by itself, the whole sequence, nothing padded."""
     losses = []
-    for row, real, answer in zip(received, mask, answers, strict=True):
-        read = torch.cat([row[real], model.embed(torch.tensor(answer))])[None]
+    for row, answer in zip(rows(received), answers, strict=True):
+        read = torch.cat([row, model.embed(torch.tensor(answer))])[None]
         logits = model.language_model(inputs_embeds=read).logits[0].double()
-        start = real.sum()  # where the answer's first token stands
         for k, wanted in enumerate(answer):
-            scores = logits[start + k - 1]
+            scores = logits[len(row) + k - 1]
             losses.append((scores.exp().sum().log() - scores[wanted]).item())
     return losses
 
 
 @MODELS
+@CLIPS
 @pytest.mark.parametrize("answers", [ANSWERS, [[20]] * 4, [[END]] * 4, [[END], *ANSWERS[1:]]])
-def test_answer_loss_is_its_definition(make, answers):
+def test_answer_loss_is_its_definition(make, clip, answers):
     """The mean over all answer tokens of the batch, end of text included, and over them alone: each
-    adds what it costs in a row by itself, whatever the lengths of the rows beside it."""
+    adds what it costs in a row by itself, whatever the lengths of the rows beside it, and whichever
+    questions it shares a sequence with."""
     model = make()
-    batch = example(model, answers=answers)
-    expected = reference_losses(model, *batch[:2], answers)
+    batch = example(model, answers=answers, clip=clip)
+    expected = reference_losses(model, batch[0], answers)
     assert len(expected) == sum(map(len, answers))
     loss = model.answer_loss(*batch).item()
     assert loss == pytest.approx(sum(expected) / len(expected), rel=1e-5)
@@ -105,73 +141,122 @@ def test_question_tokens_are_no_labels(monkeypatch):
     losses = [model.answer_loss(*example(model, q)).item() for q in (QUESTIONS, others)]
     assert abs(losses[0] - losses[1]) > 1e-3, "the question is not read"
     assert torch.equal(*seen) and seen[0][seen[0] >= 0].tolist() == sum(ANSWERS, [])
-    expected = reference_losses(model, *example(model, others)[:2], ANSWERS)
+    expected = reference_losses(model, example(model, others)[0], ANSWERS)
     assert losses[1] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
-def test_padding_changes_neither_loss_nor_answers():
+@CLIPS
+def test_padding_changes_neither_loss_nor_answers(clip):
     """What padding holds, how much of it there is and where it stands do not matter."""
     model = base_model()
-    *read, ids, mask = example(model)
-    loss, answers = model.answer_loss(*read, ids, mask), model.generate(*read, NEVER, 5)
+    received, ids, mask, most = example(model, clip=clip)
+    loss = model.answer_loss(received, ids, mask, most)
+    answers = model.generate(received, NEVER, 5)
     wide_mask = torch.nn.functional.pad(mask, (0, 5))
     wide_ids = torch.nn.functional.pad(ids, (0, 5)).masked_fill(~wide_mask, 33)
     for seed in range(3):
-        padded = spread(*read, seed)
-        torch.testing.assert_close(model.answer_loss(*padded, wide_ids, wide_mask), loss)
-        assert torch.equal(model.generate(*padded, NEVER, 5), answers)
+        padded = spread(received, seed)
+        for room in (most, most + 7):
+            found = model.answer_loss(padded, wide_ids, wide_mask, room)
+            torch.testing.assert_close(found, loss)
+        assert torch.equal(model.generate(padded, NEVER, 5), answers)
+
+
+@CLIPS
+def test_questions_of_a_clip_do_not_see_each_other(clip):
+    """Other tokens of one question and of its answer change its own scores and no other's, before
+    or after it; other media of a clip change those of all its questions."""
+    model, seen = base_model(), []
+    head = model.language_model.get_output_embeddings()
+    head.register_forward_hook(lambda _, read, scores: seen.append(scores))
+    received, ids, mask, most = example(model, clip=clip)
+    model.answer_loss(received, ids, mask, most)
+
+    def changed():
+        pairs = zip(seen[0], seen.pop(), mask, strict=True)
+        return [(a[real] - b[real]).abs().max().item() > 1e-4 for a, b, real in pairs]
+
+    for i in range(4):
+        question, said = received.question.clone(), ids.clone()
+        question[i] += 0.3 * gaussian(*question[i].shape)
+        said[i, :-1] = (said[i, :-1] + 5) % VOCABULARY
+        model.answer_loss(replace(received, question=question), said, mask, most)
+        assert changed() == [j == i for j in range(4)]
+    for i in range(max(clip) + 1):
+        media = received.media.clone()
+        media[i, 2] += 0.3
+        model.answer_loss(replace(received, media=media), ids, mask, most)
+        assert changed() == [j == i for j in clip]
 
 
 @MODELS
-def test_logits_are_computed_for_answers_alone(make):
+@CLIPS
+def test_logits_are_computed_for_answers_alone(make, clip):
     """The vocabulary head sees the answers' positions, padded to the longest answer, and no more,
     however long the sequence is."""
     model, seen = make(), []
     head = model.language_model.get_output_embeddings()
     head.register_forward_hook(lambda _, read, out: seen.append(read[0].shape))
     for questions in (QUESTIONS, [30 * question for question in QUESTIONS]):
-        model.answer_loss(*example(model, questions))
+        model.answer_loss(*example(model, questions, clip=clip))
     assert seen == 2 * [(len(ANSWERS), max(map(len, ANSWERS)), HIDDEN)]
 
 
-def test_no_attention_mask_is_built():
-    """Every layer attends without a mask, which leaves it the kernel that needs none."""
-    model, masks = base_model(), []
+@CLIPS
+def test_no_attention_mask_is_built(clip):
+    """Where each question has its own clip every layer attends without a mask, which leaves it the
+    kernel that needs none. Where questions share a clip its media stand in the sequence once, and
+    no longer than the clip with most text needs."""
+    model, masks, read = base_model(), [], []
     for layer in model.decoder.layers:
         layer.self_attn.register_forward_pre_hook(
             lambda _, args, named: masks.append(named["attention_mask"]), with_kwargs=True
         )
-    model.answer_loss(*example(model))
-    assert masks == LAYERS * [None]
+        layer.register_forward_pre_hook(lambda _, args: read.append(args[0].shape[:2]))
+    model.answer_loss(*example(model, clip=clip))
+    assert len(masks) == LAYERS and all((mask is None) == (clip == ALONE) for mask in masks)
+    lengths = [0] * (max(clip) + 1)
+    for i, question, answer in zip(clip, QUESTIONS, ANSWERS, strict=True):
+        lengths[i] += len(question) + len(answer)
+    assert read == LAYERS * [(len(lengths), MEDIA + max(lengths))]
 
 
+@CLIPS
 @pytest.mark.parametrize("save", [False, True])
-def test_a_step_waits_for_no_value(save):
+def test_a_step_waits_for_no_value(save, clip):
     """Neither the loss nor its gradients make the host wait for what a tensor holds: on the meta
     device, where tensors hold nothing, they are computed all the same."""
     model = lora_model(dropout=0.1).train()
     if save:
         model.save_memory()
-    inputs = example(model)
+    received, ids, mask, most = example(model, clip=clip)
     with NoHostSync(), NoHostData():
-        model.answer_loss(*inputs).backward()
+        model.answer_loss(received, ids, mask, most).backward()
         model.zero_grad()
     model.to("meta")
-    received, *inputs = (tensor.detach().to("meta") for tensor in inputs)
+    parts = {name: part.detach().to("meta") for name, part in vars(received).items()}
+    for name in ("media", "question"):
+        parts[name].requires_grad_()
+    ids, mask = ids.to("meta"), mask.to("meta")
     with NoHostSync(), NoHostData():
-        model.answer_loss(received.requires_grad_(), *inputs).backward()
+        model.answer_loss(Received(**parts), ids, mask, most).backward()
     trained = [p for p in model.parameters() if p.requires_grad]
-    assert all(p.grad.is_meta for p in (received, *trained))
+    assert all(p.grad.is_meta for p in (parts["media"], parts["question"], *trained))
 
 
-def test_gradients_reach_all_that_was_received():
+@CLIPS
+def test_gradients_reach_all_that_was_received(clip):
     """Every received token before the answer is trained, padding is not."""
     model = base_model()
-    received, mask, *answer = example(model)
-    received = received.detach().requires_grad_()
-    model.answer_loss(received, mask, *answer).backward()
-    assert received.grad.isfinite().all() and received.grad[mask].abs().sum(-1).gt(0).all()
-    assert received.grad[~mask].eq(0).all()
+    received, *answer = example(model, clip=clip)
+    received = spread(received)
+    for part in ("media", "question"):
+        setattr(received, part, getattr(received, part).detach().requires_grad_())
+    model.answer_loss(received, *answer).backward()
+    for part in ("media", "question"):
+        grad, real = getattr(received, part).grad, getattr(received, f"{part}_mask")
+        assert grad.isfinite().all() and grad[real].abs().sum(-1).gt(0).all()
+        assert grad[~real].eq(0).all()
 
 
 def naive_answer(model, received, end, most):
@@ -189,41 +274,45 @@ def cut(row, end):
 
 
 @MODELS
-def test_generate_is_greedy_decoding(make):
-    """Batched answers are those of a plain loop of argmax, and those of one row at a time."""
+@CLIPS
+def test_generate_is_greedy_decoding(make, clip):
+    """Batched answers are those of a plain loop of argmax, and those of one question at a time,
+    whichever questions share their media."""
     model = make()
-    received, mask, _, _ = example(model)
-    rows = [row[real] for row, real in zip(received, mask, strict=True)]
-    naive = [naive_answer(model, row, end=NEVER, most=8) for row in rows]
+    received = spread(example(model, clip=clip)[0])
+    naive = [naive_answer(model, row, end=NEVER, most=8) for row in rows(received)]
     end = naive[0][2]  # one row ends after its third token, the others when they say it or never
     expected = [cut(row, end) for row in naive]
     assert len(expected[0]) <= 3 < max(map(len, expected))
-    answers = model.generate(received, mask, end, max_new_tokens=8).tolist()
-    for row, answer, wanted in zip(rows, answers, expected, strict=True):
+    answers = model.generate(received, end, max_new_tokens=8).tolist()
+    single = apart(received)
+    for i, (answer, wanted) in enumerate(zip(answers, expected, strict=True)):
         assert answer[: len(wanted)] == wanted
         assert set(answer[len(wanted) :]) <= {end}, "after its end a row holds the end token alone"
-        one = model.generate(row[None], mask.new_ones(1, len(row)), end)
+        one = {name: part[i : i + 1] for name, part in vars(single).items() if name != "clip"}
+        one = model.generate(Received(**one, clip=torch.tensor([0])), end)
         assert cut(one[0].tolist(), end) == wanted
 
 
-def test_generate_uses_the_cache():
-    """After the prompt one token a step is read."""
+@CLIPS
+def test_generate_uses_the_cache(clip):
+    """The media of each clip are read once, then the questions, then one token a step."""
     model, read = base_model(), []
     layer = model.language_model.model.layers[0]
-    layer.register_forward_pre_hook(lambda _, args: read.append(args[0].shape[1]))
-    model.generate(*example(model)[:2], end_id=NEVER, max_new_tokens=4)
-    assert read == [6 + 7, 1, 1, 1]
+    layer.register_forward_pre_hook(lambda _, args: read.append(tuple(args[0].shape[:2])))
+    model.generate(example(model, clip=clip)[0], end_id=NEVER, max_new_tokens=4)
+    assert read == [(max(clip) + 1, MEDIA), (4, 7), (4, 1), (4, 1), (4, 1)]
 
 
 def test_generate_is_greedy_whatever_the_model_folder_says():
     """Settings that a published model brings along (sampling, penalties) do not change answers."""
     model = base_model()
-    read = example(model)[:2]
-    expected = model.generate(*read, NEVER, max_new_tokens=6)
+    received = example(model)[0]
+    expected = model.generate(received, NEVER, max_new_tokens=6)
     settings = model.language_model.generation_config
     settings.do_sample, settings.temperature, settings.top_p, settings.top_k = True, 5.0, 0.9, 50
     settings.repetition_penalty = 5.0
-    assert torch.equal(model.generate(*read, NEVER, max_new_tokens=6), expected)
+    assert torch.equal(model.generate(received, NEVER, max_new_tokens=6), expected)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 4])
@@ -265,18 +354,20 @@ def test_training_leaves_the_base_weights():
 
 
 @MODELS
-def test_half_precision_base_with_full_precision_tokens_and_lora(make):
+@CLIPS
+def test_half_precision_base_with_full_precision_tokens_and_lora(make, clip):
     """A foundation model in bfloat16 reads float32 tokens, as in the paper preset, and gets no
     gradient; LoRA on it is trained in float32."""
     expected, model = make(), make(dtype=torch.bfloat16)
-    loss = expected.answer_loss(*example(expected)).item()
-    received, *rest = example(model)
-    received = received.detach().float().requires_grad_()
+    loss = expected.answer_loss(*example(expected, clip=clip)).item()
+    received, *rest = example(model, clip=clip)
+    received.media = received.media.detach().float().requires_grad_()
+    received.question = received.question.float()
     found = model.answer_loss(received, *rest)
     found.backward()
     assert found.dtype == torch.float32 and found.item() == pytest.approx(loss, rel=0.05)
-    assert received.grad.dtype == torch.float32 and received.grad.isfinite().all()
-    assert len(model.generate(received.detach(), rest[0], END)) == len(QUESTIONS)
+    assert received.media.grad.dtype == torch.float32 and received.media.grad.isfinite().all()
+    assert len(model.generate(received, END)) == len(QUESTIONS)
     for name, weight in model.named_parameters():
         if "lora_" in name:
             assert weight.dtype == weight.grad.dtype == torch.float32 and weight.grad.any(), name
@@ -284,11 +375,13 @@ def test_half_precision_base_with_full_precision_tokens_and_lora(make):
             assert weight.dtype == torch.bfloat16 and weight.grad is None, name
 
 
-def trained_step(model, batch):
+def trained_step(model, batch, divide=lambda received: received):
     """Loss, the gradients of what was received and of every trained weight, and the bytes kept for
     them."""
-    received, *rest = batch
-    received, kept = received.detach().clone().requires_grad_(), []
+    (received, *rest), kept = batch, []
+    leaves = {k: getattr(received, k).detach().clone() for k in ("media", "question")}
+    leaves = {k: leaf.requires_grad_() for k, leaf in leaves.items()}
+    received = divide(replace(received, **leaves))
     model.zero_grad()
     torch.manual_seed(0)  # of LoRA's dropout
     with torch.autograd.graph.saved_tensors_hooks(
@@ -297,37 +390,55 @@ def trained_step(model, batch):
         loss = model.answer_loss(received, *rest)
     loss.backward()
     grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    return loss.detach(), {"received": received.grad, **grads}, sum(kept)
+    grads |= {name: leaf.grad for name, leaf in leaves.items()}
+    return loss.detach(), grads, sum(kept)
 
 
-def test_saving_memory_changes_nothing_but_memory():
+@MODELS
+@pytest.mark.parametrize("clip", [[0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]])
+def test_sharing_media_changes_neither_loss_nor_gradients(make, clip):
+    """Questions in one sequence with their clip give the loss and every gradient, of the media, of
+    the questions and of LoRA, of one sequence a question, to 1e-5."""
+    model = make()
+    batch = example(model, clip=clip)
+    loss, grads, _ = trained_step(model, batch)
+    wanted, of_each, _ = trained_step(model, batch, apart)
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grads, of_each, rtol=1e-5, atol=1e-5)
+    assert all(grad.any() for grad in grads.values())
+
+
+@CLIPS
+def test_saving_memory_changes_nothing_but_memory(clip):
     """Layers that are computed again going backward give the loss and the gradients of layers that
     are not, LoRA's dropout included, and keep far less in between."""
     model, computed = lora_model(dropout=0.1).train(), []
     for layer in model.decoder.layers:
         layer.mlp.register_forward_pre_hook(lambda *_: computed.append(1))
-    batch = example(model)
+    batch = example(model, clip=clip)
     loss, grads, kept = trained_step(model, batch)
     assert len(computed) == LAYERS
-    answers = model.eval().generate(*batch[:2], NEVER)
+    answers = model.eval().generate(batch[0], NEVER)
     model.train().save_memory()
     computed.clear()
     again, found, less = trained_step(model, batch)
     assert len(computed) == 2 * LAYERS and less < kept / 3
     torch.testing.assert_close(again, loss)
-    assert len(grads) == 1 + 4 * LAYERS and all(grad.any() for grad in grads.values())
+    assert len(grads) == 2 + 4 * LAYERS and all(grad.any() for grad in grads.values())
     torch.testing.assert_close(found, grads)
-    assert torch.equal(model.eval().generate(*batch[:2], NEVER), answers)
+    assert torch.equal(model.eval().generate(batch[0], NEVER), answers)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
-def test_compiled_layers_give_the_same():
+@pytest.mark.parametrize("clip", [ALONE, [0, 0, 1, 1]])
+def test_compiled_layers_give_the_same(clip):
     """A compiled model has the loss and the gradients of one that is not, and is compiled once for
     sequences of all lengths."""
     model = lora_model(layers=1).train()
     others = [question + [3, 4, 5] for question in QUESTIONS]
-    batches = [example(model), example(model, others, [[2, *answer] for answer in ANSWERS])]
+    more = [[2, *answer] for answer in ANSWERS]
+    batches = [example(model, clip=clip), example(model, others, more, clip)]
     wanted = [trained_step(model, batch)[:2] for batch in batches]
     model.compile()
     found = [trained_step(model, batches[0])[:2]]

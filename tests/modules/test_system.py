@@ -13,11 +13,11 @@ from torch import nn
 
 import task_align
 from benchmarks.measure import loss_of
-from modules.channel import CHANNELS, Channel
+from modules.channel import CHANNELS, Channel, unit_power
 from modules.losses import info_nce
-from modules.system import MEDIA
-from modules.token_compression import COMPRESSIONS
-from modules.token_receiver import RECEIVERS
+from modules.system import CONTRASTS, MEDIA
+from modules.token_compression import COMPRESSIONS, compress
+from modules.token_receiver import RECEIVERS, TEXT_RECEIVERS
 from tests.helpers.draw import seeded
 from tests.helpers.stages import RandomClips, alignment, answering, questions
 from tests.helpers.tiny import NoHostData, NoHostSync, windows
@@ -30,7 +30,7 @@ STAGES = pytest.mark.parametrize("make", [alignment, answering])
 TRANSCEIVERS = {
     *(f"{tx}.projection.{kind}" for tx in ("img_tx", "audio_tx") for kind in ("weight", "bias")),
     *(
-        f"{receiver}.{layer}.{kind}"
+        f"{receiver}.correction.{layer}.{kind}"
         for receiver in ("img_receiver", "audio_receiver", "text_receiver")
         for layer in (0, 2)
         for kind in ("weight", "bias")
@@ -78,7 +78,8 @@ def test_a_stage_trains_its_weights_and_nothing_else(make):
     system = model.system
     trained, before = system.trainable(), copy.deepcopy(model.state_dict())
     optimizer = torch.optim.SGD(trained, lr=0.1)
-    for _ in range(2):  # LoRA's second factor starts at zero: the first factor moves a step later
+    for _ in range(2):  # receivers' last layers and LoRA's second factor start at zero: what is
+        # before them moves a step later
         optimizer.zero_grad()
         loss_of(model, batch, seeded()).backward()
         optimizer.step()
@@ -180,17 +181,52 @@ def test_training_draws_its_snr_evaluation_does_not(make):
     assert channel.at[3:] == [7.0] * 3 == [model.system.snr_db(2000, seeded())] * 3
 
 
-def test_the_loss_of_alignment_is_the_weighted_sum_of_its_parts():
-    """InfoNCE of picture and sound against captions, equal ones apart, and the reconstruction, with
-    the temperature, direction and weights of the config."""
-    weights = {"contrastive_weight": 2.0, "reconstruction_weight": 0.5}
-    model, batch = stage(alignment, temperature=0.13, one_way=True, **weights)
+@pytest.mark.parametrize("contrast", ["special", "all"])
+def test_the_loss_of_alignment_is_the_weighted_sum_of_its_parts(contrast):
+    """InfoNCE of picture and sound against captions, equal ones apart, the reconstruction and the
+    writing of the caption, with the features, temperature, direction and weights of the config."""
+    weights = {"contrastive_weight": 2.0, "reconstruction_weight": 0.5, "caption_weight": 3.0}
+    model, batch = stage(alignment, temperature=0.13, one_way=True, contrast=contrast, **weights)
     losses, features = model(batch, seeded())
     for kind in MEDIA:
         expected = info_nce(features[kind], features["text"], 0.13, batch.text, one_way=True)
         torch.testing.assert_close(losses[f"{kind}_to_text"], expected)
-    contrastive = losses["visual_to_text"] + losses["audio_to_text"]
-    torch.testing.assert_close(losses["loss"], 2 * contrastive + losses["reconstruction"] / 2)
+    total = 2 * (losses["visual_to_text"] + losses["audio_to_text"])
+    total = total + losses["reconstruction"] / 2 + 3 * losses["caption"]
+    torch.testing.assert_close(losses["loss"], total)
+
+
+def test_features_are_of_special_tokens_or_of_all():
+    """What contrast reads of a user's tokens; the published recipe reads the special ones."""
+    model, _ = stage(alignment)
+    received = torch.randn(2, 6, 8)
+    tx = model.system.audio_tx
+    torch.testing.assert_close(CONTRASTS["special"](tx, received), received[:, :2].mean(dim=1))
+    torch.testing.assert_close(CONTRASTS["all"](tx, received), received.mean(dim=1))
+
+
+def test_the_published_recipe_writes_no_caption():
+    """At weight 0 the language model is not run at all."""
+    model, batch = stage(alignment, caption_weight=0.0)
+    model.system.foundation.hidden_states = None
+    losses, _ = model(batch, seeded())
+    assert "caption" not in losses
+
+
+def test_the_caption_is_written_from_media_alone():
+    """Its loss is the language model's own over the caption behind the received media tokens, and
+    moves projections and receivers of picture and sound."""
+    model, batch = stage(alignment, channel="none", caption_weight=1.0)
+    losses, _ = model(batch, seeded())
+    system, language_model = model.system, model.system.foundation.language_model
+    media = [system.receive_media(kind, getattr(batch, kind), math.inf, None) for kind in MEDIA]
+    tokens = torch.cat([*media, system.foundation.embed(batch.ids)], dim=1)
+    logits = language_model(inputs_embeds=tokens).logits[:, sum(m.shape[1] for m in media) - 1 : -1]
+    expected = torch.nn.functional.cross_entropy(logits[batch.mask], batch.ids[batch.mask])
+    torch.testing.assert_close(losses["caption"], expected)
+    losses["caption"].backward()
+    for part in (system.img_tx.projection, system.audio_tx.projection):
+        assert part.weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("snr_range", [[5.0], [5.0, -5.0], [1.0, 2.0, 3.0], [0.0, math.inf]])
@@ -201,7 +237,11 @@ def test_a_range_is_two_numbers_in_order(snr_range):
 
 
 @pytest.mark.parametrize(
-    "flag, names", [("channel", CHANNELS), ("compression", COMPRESSIONS), ("receiver", RECEIVERS)]
+    "flag, names",
+    [
+        *(("channel", CHANNELS), ("compression", COMPRESSIONS)),
+        *(("receiver", RECEIVERS), ("text_receiver", TEXT_RECEIVERS)),
+    ],
 )
 def test_every_name_is_a_flag_that_trains(flag, names, monkeypatch):
     """Each entry of the dictionaries is taken by its flag and gives a system that trains; a name
@@ -212,14 +252,18 @@ def test_every_name_is_a_flag_that_trains(flag, names, monkeypatch):
         check(config)
         assert getattr(config, flag) == name
         model, batch = stage(alignment, **{flag: name})
-        loss_of(model, batch, seeded()).backward()
+        optimizer = torch.optim.SGD(model.system.trainable(), lr=0.1)
+        for _ in range(2):  # a residual receiver's last layer starts at zero
+            optimizer.step()
+            optimizer.zero_grad()
+            loss_of(model, batch, seeded()).backward()
         assert all(p.grad.isfinite().all() and p.grad.any() for p in model.system.trainable())
     listed = f"^--{flag} nakagami: unknown, choose from {', '.join(names)}$"
     with pytest.raises(ValueError, match=listed):
         check(replace(config, **{flag: "nakagami"}))
 
 
-@pytest.mark.parametrize("snr_db, tolerance", [(math.inf, 1e-5), (10.0, 0.3)])
+@pytest.mark.parametrize("snr_db, tolerance", [(math.inf, 1e-5), (20.0, 0.3)])
 def test_received_captions_do_not_depend_on_their_padding(snr_db, tolerance):
     """A caption's text feature is the same alone and beside a longer one."""
     model, processors = alignment(snr_db=snr_db)
@@ -282,6 +326,24 @@ def test_lengths_of_training_are_drawn_for_each_batch():
     assert all(model.sent(kind, batch, None, None)[0] is getattr(batch, kind) for kind in MEDIA)
 
 
+@pytest.mark.parametrize("how", COMPRESSIONS)
+def test_further_compression_goes_by_where_tokens_came_from(how):
+    """What the batch says of its tokens' places and attention decides which of them go together,
+    whether a length is drawn for all clips or each has its own; a step then takes it all the same
+    on a device that would have to be waited for."""
+    model, batch = stage(answering, compression=how, token_lengths=[3])
+    each = {kind: np.full(4, 3) for kind in MEDIA}
+    for kind, tx in model.system.transmitters.items():
+        layout, tokens = batch.layouts[kind], getattr(batch, kind)
+        assert layout.places.shape[:2] == layout.attention.shape == (4, 16)
+        wanted, _ = compress(tokens, 3, tx.special, how, layout)
+        torch.testing.assert_close(model.sent(kind, batch, None, None)[0], wanted)
+        torch.testing.assert_close(model.sent(kind, batch, None, each)[0], wanted)
+    if how != "merge":  # whose layout is known to the device alone
+        model, batch = model.to("meta"), batch.to(torch.device("meta"))
+        loss_of(model, batch, None).backward()
+
+
 # A cell: each scene's own token lengths, each user's own SNR.
 
 LENGTHS = {"visual": np.array([1, 2, 8, 4]), "audio": np.array([8, 5, 1, 4])}
@@ -293,6 +355,13 @@ def scenes():
     model, processors = answering()
     model.eval().system.release_encoders()
     return model, RandomClips(model.system, questions(TEXTS, ANSWERS)), processors
+
+
+def sequences(received):
+    """What is read of each of several clips with one question, and the mask of its real tokens."""
+    assert received.clip.tolist() == list(range(len(received.media)))
+    tokens = torch.cat([received.media, received.question], dim=1)
+    return tokens, torch.cat([received.media_mask, received.question_mask], dim=1)
 
 
 def cut(ids, end):
@@ -322,7 +391,7 @@ def test_scenes_together_are_answered_as_each_alone(scenes, monkeypatch, channel
     monkeypatch.setitem(model.system._modules, "channel", channel)
     batch = clips.batch(processors)
     at = (seeded(), snr_db, LENGTHS)
-    (tokens, mask), loss = model.receive(batch, *at), model(batch, *at)
+    (tokens, mask), loss = sequences(model.receive(batch, *at)), model(batch, *at)
     ids = model(batch, *at, write=True)
     sent = LENGTHS["visual"] + LENGTHS["audio"]
     assert mask[:, :19].sum(dim=1).tolist() == (1 + 2 + sent).tolist()
@@ -332,7 +401,7 @@ def test_scenes_together_are_answered_as_each_alone(scenes, monkeypatch, channel
         one = clips.batch(processors, i)
         own = {k: v[i : i + 1] for k, v in snr_db.items()}
         at = (seeded(), own, {k: v[i : i + 1] for k, v in LENGTHS.items()})
-        alone, real = model.receive(one, *at)
+        alone, real = sequences(model.receive(one, *at))
         torch.testing.assert_close(tokens[i][mask[i]], alone[0][real[0]])
         expected += model(one, *at) * one.answer_mask.sum()
         said = model(one, *at, write=True)[0].tolist()
@@ -352,7 +421,7 @@ def test_each_user_has_its_own_channel(scenes):
     }
     fours = {kind: np.full(4, 4) for kind in MEDIA}
     batch = clips.batch(processors)
-    a, b = (model.receive(batch, seeded(seed), snr_db, fours)[0] for seed in (0, 1))
+    a, b = (sequences(model.receive(batch, seeded(seed), snr_db, fours))[0] for seed in (0, 1))
     assert torch.equal(a[:, 11:], b[:, 11:])
     assert torch.equal(a[:3, :5], b[:3, :5]), "clips whose camera has no noise"
     assert (a[3, :5] != b[3, :5]).any()
@@ -368,7 +437,7 @@ def test_a_question_at_infinite_snr_draws_no_noise(scenes, monkeypatch, channel)
     monkeypatch.setitem(model.system._modules, "channel", Channel(channel))
     system, batch, media = model.system, clips.batch(processors), seeded()
     received = [system.receive_media(k, getattr(batch, k), 0.0, media) for k in MEDIA]
-    as_sent = system.text_receiver(system.foundation.embed(batch.ids) / system.text_scale)
+    as_sent = system.text_receiver(unit_power(system.foundation.embed(batch.ids), batch.mask))
     written = {"visual": 0.0, "audio": 0.0, "text": math.inf}
     for asked_at, snr_db, still in (
         (None, written, True),
@@ -377,7 +446,96 @@ def test_a_question_at_infinite_snr_draws_no_noise(scenes, monkeypatch, channel)
     ):
         monkeypatch.setattr(model, "question_snr_db", asked_at)
         noise = seeded()
-        tokens, _ = model.receive(batch, noise, snr_db)
-        assert torch.equal(tokens[:, :19], torch.cat(received, dim=1))
-        assert torch.equal(tokens[:, 19:], as_sent) == still
+        tokens, _ = sequences(model.receive(batch, noise, snr_db))
+        media_tokens = torch.cat(received, dim=1)
+        asked = tokens[:, media_tokens.shape[1] :]
+        assert torch.equal(tokens[:, : media_tokens.shape[1]], media_tokens)
+        assert torch.equal(asked, as_sent) == still
         assert torch.equal(noise.get_state(), media.get_state()) == still
+
+
+# Questions that share their clip.
+
+ABOUT = [7, 7, 3, 3, 3, 9]  # the clip of each question
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """Stage 2 with LoRA that is not zero and no dropout, and its batches of six questions about
+    three clips, by how many may share one."""
+    model, processors = answering(lora_dropout=0.0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.1, generator=seeded())
+    model.system.release_encoders()
+    rows = questions([*TEXTS, "is it?", "a bell"], [*ANSWERS, "yes", "two"], ABOUT)
+    clips = RandomClips(model.system, rows)
+    return model, {packed: clips.batch(processors, packed=packed) for packed in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("packed", [2, 4])
+@pytest.mark.parametrize("snr_db", [math.inf, dict.fromkeys((*MEDIA, "text"), math.inf)])
+def test_sharing_a_clip_changes_nothing_that_is_learned_or_said(shared, packed, snr_db):
+    """Loss and every gradient are those of one question at a time, to 1e-5, and so are the answers,
+    where nothing is lost on the way."""
+    model, batches = shared
+    found = []
+    for batch in (batches[1], batches[packed]):
+        model.train().zero_grad()
+        loss = model(batch, seeded(), snr_db)
+        loss.backward()
+        gradients = {k: p.grad.clone() for k, p in model.named_parameters() if p.requires_grad}
+        with torch.inference_mode():
+            said = model.eval()(batch, seeded(), snr_db, write=True)
+        found.append((loss.detach(), gradients, said))
+    (wanted, of_each, alone), (loss, gradients, together) = found
+    torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
+    for name, grad in gradients.items():
+        scale = of_each[name].abs().max().item()
+        torch.testing.assert_close(grad, of_each[name], rtol=1e-5, atol=1e-5 * max(1, scale))
+    assert torch.equal(together, alone)
+
+
+@torch.inference_mode()
+def test_media_are_sent_once_and_questions_by_themselves(shared, monkeypatch):
+    """A clip's picture and sound cross the channel once for all its questions, and every question
+    by itself, at the SNR of its clip: it arrives as it does alone."""
+    model, batches = shared
+    at = torch.tensor([-9.0, 3.0, 12.0])
+    received, channels = {}, {}
+    for packed, snr_db in ((1, at[[0, 0, 1, 1, 1, 2]]), (4, at)):
+        channels[packed] = Told()
+        monkeypatch.setitem(model.system._modules, "channel", channels[packed])
+        received[packed] = model.eval().receive(batches[packed], None, snr_db)
+    together, alone = received[4], received[1]
+    assert [len(snr_db) for snr_db in channels[4].at] == [3, 3, 6]
+    assert together.clip.tolist() == [0, 0, 1, 1, 1, 2] and len(together.media) == 3
+    torch.testing.assert_close(together.question, alone.question)
+    torch.testing.assert_close(together.media[together.clip], alone.media)
+
+
+@torch.inference_mode()
+def test_scenes_with_several_questions(shared):
+    """In a cell, where clips have token lengths of their own, loss and answers of questions that
+    share a clip are those of one at a time."""
+    model, batches = shared
+    lengths = {"visual": np.array([1, 8, 4]), "audio": np.array([8, 2, 1])}
+    each = {kind: of_clip[[0, 0, 1, 1, 1, 2]] for kind, of_clip in lengths.items()}
+    model.eval()
+    losses = [
+        model(batch, None, math.inf, of_clip)
+        for batch, of_clip in ((batches[4], lengths), (batches[1], each))
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+    together = model(batches[4], None, math.inf, lengths, write=True)
+    assert torch.equal(together, model(batches[1], None, math.inf, each, write=True))
+
+
+def test_a_step_of_shared_clips_waits_for_no_value(shared):
+    """On the meta device, too, a step is taken."""
+    model, batches = shared
+    meta = copy.deepcopy(model).train().to("meta")
+    batch = batches[4].to(torch.device("meta"))
+    with NoHostSync(), NoHostData():
+        loss_of(meta, batch, None).backward()
+    assert all(p.grad.is_meta for p in meta.system.trainable())

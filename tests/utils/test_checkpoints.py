@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from modules.token_receiver import ResidualReceiver, WordDetector
 from tests.helpers.tiny import tiny_lora, tiny_parts
 from utils.checkpoints import (
     CheckpointError,
@@ -136,6 +137,38 @@ def test_another_preset_is_refused(saved):
     for hidden in (16, 32):
         parts = tiny_parts(hidden)
         refused(saved, "'paper'", "'mini'", load=partial(load_parts, parts=parts, preset="mini"))
+
+
+def test_another_receiver_is_refused(saved):
+    """A file of the published receiver is not taken for one with a skip, nor the other way round:
+    both are named where the file says how it was made, and else the keys that differ."""
+    residual = {**tiny_parts(), "img_receiver": ResidualReceiver(16, 20, 1e-2)}
+    refused(
+        saved,
+        "img_receiver",
+        "'correction.0.bias'",
+        "'0.bias'",
+        "receiver",
+        load=partial(load_parts, parts=residual),
+    )
+    edit(saved, lambda content: content.update(about={"config": {"receiver": "mlp"}}))
+    load_parts(saved, tiny_parts(), receiver="mlp")
+    load = partial(load_parts, parts=residual, preset="mini", receiver="residual")
+    refused(saved, "'mlp'", "'residual'", "--receiver", load=load)
+    save_checkpoint(saved, residual, None, ABOUT)
+    refused(saved, "img_receiver", "'correction.0.bias'", "'0.bias'")
+
+
+def test_the_detector_of_words_needs_no_weights(saved):
+    """It is saved as a part that holds nothing, and stands after any stage 1; a receiver that has
+    weights does not take them from nothing."""
+    table = torch.ones(3, 16)
+    detecting = {**tiny_parts(), "text_receiver": WordDetector(lambda: table)}
+    load_parts(saved, detecting)
+    save_checkpoint(saved, detecting, None, ABOUT)
+    assert load_checkpoint(saved)["text_receiver"] == {}
+    load_parts(saved, detecting)
+    refused(saved, "text_receiver lacks '0.bias'")
 
 
 PUBLISHED = {

@@ -1,9 +1,11 @@
 """Clips as training reads them: encoder tokens from the cache, with a caption or a question."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from modules.foundation_model import PROMPT, PROMPT_END
 from modules.system import Batch
-from modules.token_transmitter import Windows
+from modules.token_compression import joined
+from modules.token_transmitter import Encoded, Windows
 from utils.data.datasets import AnnotationFile, Caption, Question, contradicting
 from utils.data.features import read_tokens
 from utils.data.loading import loading
@@ -30,12 +33,12 @@ class ClipTokens(Dataset):
 
     def __init__(self, rows: list[Caption] | list[Question], folders: dict[str, Path]):
         self.rows, self.folders = rows, folders
-        self.kept: dict[str, tuple[Tensor, Tensor]] = {}
+        self.kept: dict[str, tuple[Encoded, Encoded]] = {}
         names = list(dict.fromkeys(row.video_id for row in rows))
-        if len(names) * sum(t.nbytes for t in self._read(names[0])) < IN_MEMORY:
+        if len(names) * sum(clip.tokens.nbytes for clip in self._read(names[0])) < IN_MEMORY:
             self.kept = {name: self._read(name) for name in names}
 
-    def _read(self, video_id: str) -> tuple[Tensor, Tensor]:
+    def _read(self, video_id: str) -> tuple[Encoded, Encoded]:
         # Their media was checked against the cache when the run began.
         files = [self.folders[kind] / f"{video_id}.safetensors" for kind in ("visual", "audio")]
         visual, audio = (read_tokens(file, None) for file in files)
@@ -46,9 +49,12 @@ class ClipTokens(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Any]:
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor, Any, dict]:
+        """Visual and audio tokens (tokens, encoder width), the row, and both layouts by kind."""
         video_id = self.rows[i].video_id
-        return *(self.kept.get(video_id) or self._read(video_id)), self.rows[i]
+        visual, audio = self.kept.get(video_id) or self._read(video_id)
+        layouts = {"visual": visual.layout, "audio": audio.layout}
+        return visual.tokens, audio.tokens, self.rows[i], layouts
 
 
 @dataclass
@@ -58,6 +64,7 @@ class ClipMedia(Dataset):
     rows: list[Caption] | list[Question]
     root: Path
     readers: dict[str, Reader]
+    last: tuple = field(default=(None,), init=False)  # the last clip, and its media
     kept = False
 
     def __len__(self) -> int:
@@ -67,11 +74,13 @@ class ClipMedia(Dataset):
         """Frames (1, frames, 3, height, width), sound (windows, time, mel) with how much of it is
         the clip, and the row."""
         row = self.rows[i]
-        visual, audio = (
-            self.readers[kind](self.readers[kind].path(self.root, row.video_id))
-            for kind in ("visual", "audio")
-        )
-        return visual[0], audio, row
+        if self.last[0] != row.video_id:  # questions of a clip follow each other
+            visual, audio = (
+                self.readers[kind](self.readers[kind].path(self.root, row.video_id))
+                for kind in ("visual", "audio")
+            )
+            self.last = (row.video_id, visual[0], audio)
+        return *self.last[1:], row
 
 
 class Clips(dict[str, ClipTokens | ClipMedia]):
@@ -120,6 +129,12 @@ class Clips(dict[str, ClipTokens | ClipMedia]):
         return "\n".join(lines)
 
 
+def by_clip(rows: Sequence) -> list:
+    """Rows in the order in which their clips first come, those of a clip one after the other."""
+    place = {name: i for i, name in enumerate(dict.fromkeys(row.video_id for row in rows))}
+    return sorted(rows, key=lambda row: place[row.video_id])
+
+
 def pad(rows: list[list[int]], value: int) -> tuple[Tensor, Tensor]:
     """Ids (batch, longest) padded on the right, and the mask of the real ones."""
     longest = max(1, *map(len, rows))  # a batch of nothing but empty captions is padding alone
@@ -158,62 +173,88 @@ class Collate:
     """Puts rows with their clips into a `Batch`; texts are cut at `max_tokens`, a question keeping
     the ending that asks for its answer.
 
-    Texts are padded to the longest of the batch, no further.
+    Questions of a clip that follow each other share it, up to `packed` of them; captions share
+    none. Texts are padded to the longest of the batch, no further.
     """
 
     tokenizer: Any
     max_tokens: int = 256
+    packed: int = sys.maxsize
 
-    def __call__(self, items: list[tuple[Tensor, Any, Any]]) -> Batch:
-        visual, audio, rows = zip(*items, strict=True)
-        windows = None
-        if not isinstance(audio[0], Tensor):  # encoder inputs, in as many windows as a clip is long
-            audio, windows = zip(*audio, strict=True)
+    def __call__(self, items: list[tuple]) -> Batch:
+        rows = [item[2] for item in items]
         end, answers, kept = self.tokenizer.eos_token_id, (None, None), 0
         if isinstance(rows[0], Question):
             texts = [PROMPT.format(question=row.text) for row in rows]
             kept = len(self.tokenizer([PROMPT_END])["input_ids"][0])
             ids = answer_ids(self.tokenizer, [row.answer for row in rows])
             answers = pad([row + [end] for row in ids], end)
+            shared = side_by_side(rows, self.packed)
         else:
             texts = [row.text for row in rows]
+            shared = side_by_side(rows, 1)
         ids = [cut(text, self.max_tokens, kept) for text in self.tokenizer(texts)["input_ids"]]
         ids, mask = pad(ids, end)
+        tokens = mask.sum(dim=1) + (0 if answers[1] is None else answers[1].sum(dim=1))
+        visual, audio, _, *known = zip(*(items[of_clip[0]] for of_clip in shared), strict=True)
+        windows = layouts = None
+        if known:  # tokens from the cache
+            (of_clips,) = known
+            layouts = {k: joined([clip[k] for clip in of_clips], torch.stack) for k in of_clips[0]}
+        if not isinstance(audio[0], Tensor):  # encoder inputs, in as many windows as a clip is long
+            audio, windows = zip(*audio, strict=True)
         join = torch.stack if windows is None else torch.cat
         return Batch(
             visual=join(visual),
             audio=join(audio),
+            clip=torch.tensor([i for i, of_clip in enumerate(shared) for _ in of_clip]),
             ids=ids,
             mask=mask,
             text=torch.tensor([text_number(text) for text in texts]),
             answer_ids=answers[0],
             answer_mask=answers[1],
-            rows=list(rows),
+            text_tokens=max(tokens[of_clip].sum().item() for of_clip in shared),
+            rows=rows,
             windows=windows and list(windows),
+            layouts=layouts,
         )
+
+
+def side_by_side(rows: Sequence, most: int) -> list[list[int]]:
+    """The numbers of all rows, those of one clip that follow each other together, up to `most`."""
+    runs = groupby(range(len(rows)), key=lambda i: rows[i].video_id)
+    return [part for _, run in runs for part in parts(list(run), most)]
+
+
+def parts(items: list, most: int) -> list[list]:
+    """The items in lists of `most`, the last as short as it comes."""
+    return [items[i : i + most] for i in range(0, len(items), most)]
 
 
 @dataclass
 class ShuffledBatches(Sampler):
     """The row numbers of every batch: shuffled passes over all rows, whole batches alone.
 
-    The same in every process, of which each takes its share of a batch. Raises ValueError where
-    there are fewer rows than processes.
+    Up to `packed` rows of a clip follow each other, unless the end of a batch parts them. The same
+    in every process, of which each takes its share of a batch. Raises ValueError where there are
+    fewer rows than processes.
     """
 
-    rows: int
+    clips: Sequence  # of each row
     batch_size: int
     batches: int
     seed: int
     skip: int = 0  # batches that a run read before it was stopped
     processes: int = 1
+    packed: int = 1
     drop_last = True
 
     def __post_init__(self) -> None:
-        self.batch_size = shared_batch(self.batch_size, self.rows, self.processes)
-        if self.rows < self.processes:
+        rows = len(self.clips)
+        self.batch_size = shared_batch(self.batch_size, rows, self.processes)
+        if rows < self.processes:
             raise ValueError(
-                f"{self.rows} rows to train on for {self.processes} processes; start fewer of them"
+                f"{rows} rows to train on for {self.processes} processes; start fewer of them"
             )
 
     def __len__(self) -> int:
@@ -223,10 +264,15 @@ class ShuffledBatches(Sampler):
         return islice(self._passes(), self.skip, self.batches)
 
     def _passes(self) -> Iterator[list[int]]:
-        generator, whole = torch.Generator().manual_seed(self.seed), self.rows // self.batch_size
+        generator, size = torch.Generator().manual_seed(self.seed), self.batch_size
         while True:
-            order = torch.randperm(self.rows, generator=generator)[: whole * self.batch_size]
-            yield from (part.tolist() for part in order.split(self.batch_size))
+            of_clip = defaultdict(list)
+            for row in torch.randperm(len(self.clips), generator=generator).tolist():
+                of_clip[self.clips[row]].append(row)
+            together = [part for rows in of_clip.values() for part in parts(rows, self.packed)]
+            shuffled = torch.randperm(len(together), generator=generator).tolist()
+            order = [row for i in shuffled for row in together[i]]
+            yield from parts(order[: len(order) // size * size], size)
 
 
 def shared_batch(batch: int, rows: int, processes: int) -> int:
@@ -239,9 +285,11 @@ def training_loader(
 ) -> DataLoader:
     """Shuffled batches for `config.steps` steps of `config.accumulate` batches each, without the
     first `skip`."""
-    batches = config.steps * config.accumulate
-    sampler = ShuffledBatches(len(data), config.batch, batches, config.seed, skip, processes)
+    batches, packed = config.steps * config.accumulate, getattr(config, "packed", 1)
+    clips = [row.video_id for row in data.rows]
+    sampler = ShuffledBatches(clips, config.batch, batches, config.seed, skip, processes, packed)
     options = loading(0 if data.kept else config.workers)
+    collate = replace(collate, packed=packed)
     return DataLoader(data, batch_sampler=sampler, collate_fn=collate, **options)
 
 

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from modules.system import System
-from modules.token_transmitter import TokenTransmitter, Windows
-from utils.data.clips import ClipMedia, Clips, ClipTokens
+from modules.token_transmitter import Encoded, TokenTransmitter, Windows
+from utils.data.clips import ClipMedia, Clips, ClipTokens, by_clip
 from utils.data.datasets import DataError, listing, read_splits, without_media
 from utils.data.features import (
     Job,
@@ -43,7 +43,7 @@ def load_clips(
     accelerator: Accelerator,
     also: Sequence[Way] = (),
 ) -> Clips:
-    """The rows of every split with their clips' tokens.
+    """The rows of every split with their clips' tokens, those of a clip one after the other.
 
     Each process encodes its share of what is not cached yet; then the encoders are released.
     With `--cache none` clips are only checked here, and encoded at every step. Compressions named
@@ -76,7 +76,7 @@ def load_clips(
         system.release_encoders()
     splits = {}
     for split, part in rows.items():
-        good = [row for row in part if row.video_id not in left_out]
+        good = by_clip([row for row in part if row.video_id not in left_out])
         if not good:
             raise DataError(f"{root}: no clip of the {split} split is left to read")
         splits[split] = ClipTokens(good, folders) if folders else ClipMedia(good, root, readers)
@@ -183,6 +183,11 @@ def in_calls(clips: Iterable, rows: int) -> Iterator[list]:
         yield waiting
 
 
+def halved(clips: Encoded) -> Encoded:
+    """As clips are kept: their tokens in half precision, in the host's memory."""
+    return clips._replace(tokens=clips.tokens.half().cpu())
+
+
 @torch.inference_mode()
 def cache_tokens(
     ways: dict[Path, TokenTransmitter],
@@ -209,10 +214,12 @@ def cache_tokens(
         folder.mkdir(parents=True, exist_ok=True)
     tx = next(iter(ways.values()))
     tx.encoder.to(device)
+    attention = any(way.needs_attention for way in ways.values())
 
-    def keep(jobs: list[Job], tokens: dict[Path, Tensor]) -> None:
-        for folder, clips in tokens.items():
-            for job, clip in zip(jobs, clips, strict=True):
+    def keep(jobs: list[Job], found: dict[Path, Encoded]) -> None:
+        for folder, clips in found.items():
+            for i, job in enumerate(jobs):
+                clip = Encoded(clips.tokens[i], clips.layout.each(lambda part, i=i: part[i]))
                 write_whole(folder / f"{job.video_id}.safetensors", packed(clip, job.stamp))
 
     name = type(tx.encoder).__name__.removesuffix("Model")
@@ -227,11 +234,11 @@ def cache_tokens(
             if good:
                 jobs, inputs, windows = map(list, zip(*good, strict=True))
                 inputs = torch.cat(inputs).to(device, non_blocking=True)  # (rows, ...)
-                clips = tx.read(inputs, windows if windows[0] else None, batch)
-                tokens = {f: way.compress(clips).half().cpu() for f, way in ways.items()}
+                clips = tx.read(inputs, windows if windows[0] else None, batch, attention)
+                found = {folder: halved(way.compress(clips)) for folder, way in ways.items()}
                 if writing is not None:
                     writing.result()  # a full disk shows here
-                writing = disk.submit(keep, jobs, tokens)
+                writing = disk.submit(keep, jobs, found)
             bar.update(len(part))
         if writing is not None:
             writing.result()

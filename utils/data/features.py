@@ -1,9 +1,10 @@
 """The feature cache: what the frozen encoders say of a clip is computed once and kept on disk.
 
 A clip's file holds its compressed encoder tokens in half precision, the special tokens that are its
-features first. The folder's name is a hash of all that shapes them (encoder weights and
-configuration, frame count, compression, length), the file names the media it was made from, so that
-a changed encoder, setting or clip never reads stale tokens.
+features first, and the layout of the others, by which they may be compressed further. The folder's
+name is a hash of all that shapes them (encoder weights and configuration, frame count, compression,
+length), the file names the media it was made from, so that a changed encoder, setting or clip never
+reads stale tokens.
 """
 
 import hashlib
@@ -16,14 +17,13 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
-from modules.token_compression import COMPRESSIONS
-from modules.token_transmitter import TokenTransmitter
+from modules.token_compression import COMPRESSIONS, Layout
+from modules.token_transmitter import Encoded, TokenTransmitter
 from utils.data.media import MediaError, Reader, frame_paths
 from utils.data.models import check_folder
 
-VERSION = 2  # raise it when the way inputs are made changes
+VERSION = 3  # raise it when the way inputs are made or kept changes
 
 
 def model_fingerprint(folder: str | Path) -> str:
@@ -61,12 +61,15 @@ def media_stamp(path: Path) -> str:
     return hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
 
 
-def read_tokens(path: Path, stamp: str | None) -> Tensor | None:
-    """A clip's tokens (tokens, width), float16; None if absent, damaged or of other media."""
+def read_tokens(path: Path, stamp: str | None) -> Encoded | None:
+    """A clip's tokens (tokens, width), float16, and their layout; None if absent, damaged or of
+    other media."""
     try:
         with safe_open(path, "pt") as file:
             if stamp is None or (file.metadata() or {}).get("media") == stamp:
-                return file.get_tensor("tokens").clone()  # it would hang on the mapped file
+                # Copies, which do not hang on the mapped file.
+                parts = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                return Encoded(parts["tokens"], Layout(parts["places"], parts.get("attention")))
     except (FileNotFoundError, SafetensorError, KeyError):
         pass
     return None
@@ -97,15 +100,19 @@ def missing(
     return todo, bad
 
 
-def packed(tokens: Tensor, stamp: str) -> bytes:
-    """A clip's file."""
-    return save({"tokens": tokens.half().contiguous()}, metadata={"media": stamp})
+def packed(clip: Encoded, stamp: str) -> bytes:
+    """A clip's file, of its tokens (tokens, width) and their layout."""
+    parts = {"tokens": clip.tokens.half(), **clip.layout._asdict()}
+    held = {name: part.contiguous() for name, part in parts.items() if part is not None}
+    return save(held, metadata={"media": stamp})
 
 
 def clip_bytes(tx: TokenTransmitter, block: int = 4096) -> int:
     """Bytes on disk of a clip's file, in whole blocks of the file system."""
     tokens = torch.zeros(tx.special + tx.length, tx.encoder.config.hidden_size)
-    return -(-len(packed(tokens, 16 * "0")) // block) * block
+    attention = torch.zeros(tx.length) if tx.needs_attention else None
+    layout = Layout(torch.zeros(tx.length, tx.places.shape[1]), attention)
+    return -(-len(packed(Encoded(tokens, layout), 16 * "0")) // block) * block
 
 
 def check_space(folder: Path, needed: int) -> str:

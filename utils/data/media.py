@@ -17,7 +17,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 from transformers import ASTFeatureExtractor, VivitImageProcessor
 
-from modules.token_transmitter import Windows
+from modules.token_transmitter import Windows, ast_grid
 from utils.data.datasets import frames_path, wav_path
 
 FRAME_NAME = re.compile(r"frame_(\d+)\.(png|jpg|jpeg)", re.IGNORECASE)
@@ -170,9 +170,7 @@ def audio_input(extractor: ASTFeatureExtractor, config: Any, path: Path) -> tupl
 def patch_starts(config: Any) -> Tensor:
     """The frame of the spectrogram at which each of AST's patch tokens begins, (patches,): in their
     order, all times of the lowest frequencies first."""
-    size, mels, frames = config.patch_size, config.num_mel_bins, config.max_length
-    rows = (mels - size) // config.frequency_stride + 1
-    return torch.arange(0, frames - size + 1, config.time_stride).repeat(rows)
+    return (config.time_stride * ast_grid(config)[:, 0]).long()
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,15 @@
-"""Pretraining of the mini encoders: AST names what is heard, ViViT what is seen.
+"""Pretraining of the mini encoders: what their tokens have to say of scenes (utils/mini/facts.py).
 
-`utils/mini/pretrain.py` runs it. The tags are read from the very features that the contrastive loss
-reads later: what those do not state, alignment cannot reach.
+`utils/mini/pretrain.py` runs it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from tqdm import tqdm
 from transformers import (
     ASTConfig,
@@ -22,16 +21,17 @@ from transformers import (
 )
 
 from utils.data.media import audio_input, video_input
-from utils.mini.scenes import (
-    BANNERS,
-    DURATION,
-    INSTRUMENTS,
-    PITCHES,
-    PLACES,
-    POSITIONS,
-    TEMPOS,
-    Scene,
+from utils.mini.facts import (
+    BANDS,
+    HEARD,
+    SEEN,
+    heard_at_all,
+    heard_by_patch,
+    seen_at_all,
+    seen_by_patch,
 )
+from utils.mini.optimiser import Optimiser
+from utils.mini.scenes import DURATION, Scene
 from utils.mini.sounds import SAMPLE_RATE
 from utils.mini.world import FRAME_SIZE, FRAMES
 
@@ -47,121 +47,82 @@ SIZES = dict(
 MELS, TIME = 64, int((DURATION - 0.025) * 100) + 1  # mel bands, frames of 10 ms
 
 
-def heard_tags(scene: Scene) -> dict[str, int | list[float]]:
-    """What AST learns to name: a class index a tag, or a 0/1 vector for the sounding set."""
-    names = [INSTRUMENTS.index(p.instrument) for p in scene.sounding]
-    levels = [p.level for p in scene.sounding]
-    return {
-        "sounding": [float(i in names) for i in range(len(INSTRUMENTS))],
-        "count": len(names) - 1,
-        "first": names[0],
-        "second_of_three": names[1] if len(names) == 3 else len(INSTRUMENTS),
-        "last": names[-1],
-        "loudest": names[levels.index(max(levels))],
-        "softest": names[levels.index(min(levels))],
-        "tempo": list(TEMPOS).index(scene.tempo),
-        "pitch": list(PITCHES).index(scene.pitch),
-    }
+class Teller(nn.Module):
+    """An encoder whose tokens are read by one linear layer: the facts that each of them states.
 
+    Linear and trained by squared error, so that an average of tokens states the average facts.
+    """
 
-def seen_tags(scene: Scene) -> dict[str, int]:
-    """What ViViT learns to name: who stands where, who moves, who moves first and last."""
-    at = {p.position: p for p in scene.on_stage}
-    moving = sorted((p for p in scene.on_stage if p.sounding), key=lambda p: p.start)
-    tags = {
-        "place": PLACES.index(scene.place),
-        "banner": BANNERS.index(scene.banner),
-        "players": len(at) - 1,
-        "moving": len(moving),
-        "tempo": list(TEMPOS).index(scene.tempo),
-        "first": POSITIONS.index(moving[0].position),
-        "last": POSITIONS.index(moving[-1].position),
-        "first_instrument": INSTRUMENTS.index(moving[0].instrument),
-        "last_instrument": INSTRUMENTS.index(moving[-1].instrument),
-    }
-    for position in POSITIONS:
-        who = at.get(position)
-        tags[f"instrument_{position}"] = 1 + INSTRUMENTS.index(who.instrument) if who else 0
-        tags[f"motion_{position}"] = 1 + who.sounding if who else 0
-    return tags
-
-
-class Tagger(nn.Module):
-    """An encoder with one linear head a tag, on the features that the contrastive loss reads."""
-
-    def __init__(self, encoder: nn.Module, special: int, tags: dict[str, Tensor]):
+    def __init__(self, encoder: nn.Module, facts: int):
         super().__init__()
-        self.encoder, self.special = encoder, special
-        sizes = {k: t.shape[1] if t.ndim == 2 else int(t.max()) + 1 for k, t in tags.items()}
-        width = encoder.config.hidden_size
-        self.heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in sizes.items()})
+        self.encoder, self.read = encoder, nn.Linear(encoder.config.hidden_size, facts)
 
-    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        tokens = self.encoder(inputs).last_hidden_state
-        feature = tokens[:, : self.special].mean(dim=1)
-        return {k: head(feature) for k, head in self.heads.items()}
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, tokens, facts)."""
+        return self.read(self.encoder(inputs).last_hidden_state)
 
 
-def tag_losses(scores: dict[str, Tensor], tags: dict[str, Tensor]) -> Tensor:
-    return sum(
-        binary_cross_entropy_with_logits(s, tags[k]) * s.shape[1] / 3
-        if tags[k].ndim == 2
-        else cross_entropy(s, tags[k])
-        for k, s in scores.items()
-    )
+def told_well(told: Tensor, facts: Tensor) -> Tensor:
+    """The share of each fact's variance that is told, (facts,)."""
+    error = (told - facts).square().mean(dim=(0, 1))
+    return 1 - error / facts.var(dim=(0, 1)).clamp(min=1e-4)
 
 
-@torch.inference_mode()
-def tag_accuracy(
-    tagger: Tagger, inputs: Tensor, tags: dict[str, Tensor], to_float: Callable
-) -> dict:
-    """Share of held-out clips whose tag is right; for the sounding set, the whole set."""
-    right: dict[str, list] = {k: [] for k in tags}
-    tagger.eval()
-    for part in torch.arange(len(inputs)).split(128):
-        for k, s in tagger(to_float(inputs[part])).items():
-            t = tags[k][part]
-            ok = ((s > 0) == (t > 0.5)).all(1) if t.ndim == 2 else s.argmax(1) == t
-            right[k].append(ok.float())
-    return {k: round(torch.cat(v).mean().item(), 3) for k, v in right.items()}
-
-
-def train_tagger(
+def train_teller(
     encoder: nn.Module,
-    special: int,
     inputs: Tensor,
-    tags: dict[str, Tensor],
+    facts: Tensor,
+    words: Sequence[str],
     epochs: int,
-    lr: float,
     augment: Callable[[Tensor], Tensor],
     to_float: Callable[[Tensor], Tensor] = lambda x: x,
-) -> dict:
-    """Train on all clips but the last tenth; returns the held-out accuracy of each tag."""
+    lr: float = 2e-3,
+) -> dict[str, float]:
+    """Train on all clips but the last tenth; returns how well each word is told of those.
+
+    Args:
+        inputs: (clips, ...), as the encoder reads them after `to_float`.
+        facts: (clips, tokens, facts), special tokens first.
+    """
     held = len(inputs) // 10
-    tagger = Tagger(encoder, special, tags).train()
-    optimizer = torch.optim.AdamW(tagger.parameters(), lr=lr, weight_decay=0.05)
+    teller = Teller(encoder, facts.shape[2]).train()
+    # A fact weighs by how rarely it varies, the special tokens as much as all patches together.
+    variance = facts.float().var(dim=(0, 1)).clamp(min=1e-3)
     shown = len(inputs) - held
-    steps, each = epochs * shown // 64, shown // 64  # in all, and an epoch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
-    bar = tqdm(range(steps), type(encoder).__name__)
+    steps, each = epochs * (shown // 64), shown // 64  # in all, and an epoch
+    optimiser = Optimiser(teller, encoder.layers, lr, steps, decay=0.05)
+    bar = tqdm(range(steps), type(encoder).__name__, mininterval=10)
     for step in bar:
         if step % each == 0:
             batches = torch.randperm(shown).split(64)
         batch = batches[step % each]
-        scores = tagger(augment(to_float(inputs[batch])))
-        loss = tag_losses(scores, {k: t[batch] for k, t in tags.items()})
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(tagger.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        told = teller(augment(to_float(inputs[batch])))
+        error = (told - facts[batch].float()).square() / variance
+        loss = error.mean() + 0.2 * error[:, : special_tokens(encoder)].mean()
+        optimiser.step(loss)
         if step % 50 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}")
-    return tag_accuracy(tagger, inputs[-held:], {k: t[-held:] for k, t in tags.items()}, to_float)
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    teller.eval()
+    with torch.inference_mode():
+        told = torch.cat([teller(to_float(part)) for part in inputs[-held:].split(128)])
+    share = told_well(told, facts[-held:].float())
+    return {word: round(v.item(), 3) for word, v in zip(words, share, strict=True)}
 
 
-def stack_tags(rows: list[dict]) -> dict[str, Tensor]:
-    return {k: torch.tensor([row[k] for row in rows]) for k in rows[0]}
+def special_tokens(encoder: nn.Module) -> int:
+    return 2 if isinstance(encoder, ASTModel) else 1
+
+
+def seen_facts(scene: Scene) -> np.ndarray:
+    """(1 + patches, facts), float16, in the order of ViViT's tokens."""
+    patches = seen_by_patch(scene).reshape(-1, len(SEEN))
+    return np.concatenate([seen_at_all(scene)[None], patches]).astype(np.float16)
+
+
+def heard_facts(scene: Scene) -> np.ndarray:
+    """(2 + patches, facts), float16, in the order of AST's tokens: frequency before time."""
+    patches = np.tile(heard_by_patch(scene), (BANDS, 1))
+    return np.concatenate([np.tile(heard_at_all(scene), (2, 1)), patches]).astype(np.float16)
 
 
 def pretrain_ast(extraction: Path, clips: dict[str, Scene], epochs: int, out: Path) -> dict:
@@ -182,11 +143,11 @@ def pretrain_ast(extraction: Path, clips: dict[str, Scene], epochs: int, out: Pa
         x[:, :, start : start + torch.randint(1, 7, (1,)).item()] = 0
         return x
 
-    tags = stack_tags([heard_tags(s) for s in clips.values()])
-    accuracy = train_tagger(model, 2, (raw - mean) / (2 * std), tags, epochs, 1e-3, augment)
+    facts = torch.from_numpy(np.stack([heard_facts(s) for s in clips.values()]))
+    told = train_teller(model, (raw - mean) / (2 * std), facts, HEARD, epochs, augment)
     model.save_pretrained(out / "ast")
     extractor(mean=mean, std=std).save_pretrained(out / "ast")
-    return accuracy
+    return told
 
 
 def pretrain_vivit(extraction: Path, clips: dict[str, Scene], epochs: int, out: Path) -> dict:
@@ -211,8 +172,8 @@ def pretrain_vivit(extraction: Path, clips: dict[str, Scene], epochs: int, out: 
     def to_float(x: Tensor) -> Tensor:
         return x.float() / 127.5 - 1
 
-    tags = stack_tags([seen_tags(s) for s in clips.values()])
-    accuracy = train_tagger(model, 1, frames, tags, epochs, 1e-3, augment, to_float)
+    facts = torch.from_numpy(np.stack([seen_facts(s) for s in clips.values()]))
+    told = train_teller(model, frames, facts, SEEN, epochs, augment, to_float)
     model.save_pretrained(out / "vivit")
     processor.save_pretrained(out / "vivit")
-    return accuracy
+    return told

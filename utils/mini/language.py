@@ -1,39 +1,63 @@
-"""Pretraining of the mini language model: captions, then questions with their answers.
+"""Pretraining of the mini language model: captions, and facts in bags, then questions about them.
 
-`utils/mini/pretrain.py` runs it, on text alone, in the very form of prompt that stage 2 uses.
+`utils/mini/pretrain.py` runs it. A published language model has read of everything and needs few
+steps to read tokens of picture and sound. A small one has to be shown what such tokens are: half of
+what it reads are captions, half are bags of facts (utils/mini/facts.py), each token a sum of the
+embeddings of words, pooled to some length and sent through noise as stage 2 does.
 """
 
 import json
-from functools import partial
+from collections import defaultdict
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from modules.foundation_model import PROMPT
+from modules.foundation_model import IGNORED, PROMPT
+from modules.token_compression import cells, window_bounds
 from utils.data.datasets import fill_template
+from utils.mini.facts import (
+    BANDS,
+    COLUMNS,
+    HEARD,
+    ROWS,
+    SEEN,
+    SLICES,
+    TUBELETS,
+    heard_at_all,
+    heard_by_patch,
+    seen_at_all,
+    seen_by_patch,
+)
+from utils.mini.optimiser import Optimiser
 from utils.mini.scenes import Scene
 from utils.mini.text import caption, questions
 
+LENGTHS = (1, 2, 4, 8, 16, 32, 64)  # patch tokens of a bag
+MEDIA_SNR, QUESTION_SNR = (-3.0, 25.0), (10.0, 30.0)  # dB, drawn between
+# How often a type is asked once the easy ones are learnt, beside 1 of the others.
+HARD = {"Comparative": 4.0, "Temporal": 3.0, "Location": 2.0}
+BATCH = 24  # scenes a step
+LR = 3e-3
+WRITTEN = 0.15  # what a word of a caption weighs beside one of an answer
+# A type's share of right answers below which the model is not to be shipped.
+CEILINGS = {"Comparative": 0.80, "": 0.90}
 
-def text_of(scene: Scene, rng: np.random.Generator, ask: int) -> tuple[str, list[tuple[str, str]]]:
-    """A caption and `ask` question-answer pairs, in the very form that stage 2 uses."""
-    found, pairs = questions(scene, rng), []
-    for row in (found[i] for i in rng.permutation(len(found))[:ask]):
-        question = fill_template(row["question_content"], json.loads(row["templ_values"]))
-        pairs.append((PROMPT.format(question=question), " " + row["anser"]))
-    return caption(scene, rng), pairs
 
+class Block(NamedTuple):
+    """What stands after a prefix: a question with its answer, or a caption to be written."""
 
-def _first_answer_tokens(weight: Tensor) -> Tensor:
-    """(batch, tokens - 1), True where the first token of an answer is predicted."""
-    answer = weight > 1
-    return answer[:, 1:] & ~answer[:, :-1]
+    ids: list[int]
+    answer: int  # the last so many ids are to be predicted
+    type: str
 
 
 def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
@@ -61,55 +85,251 @@ def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     return model
 
 
-def pretrain_qwen2(clips: dict[str, Scene], steps: int, out: Path, ask: int = 6) -> dict:
-    """Train the tokenizer and the language model: caption, then questions with their answers."""
-    rng = np.random.default_rng(1)
-    drawn = list(clips.values())
-    corpus = [text_of(s, rng, ask) for s in drawn[:3000]]
-    lines = [c for c, _ in corpus] + [q + a for _, pairs in corpus for q, a in pairs]
-    tokenizer = Qwen2Tokenizer(vocab={}, merges=[]).train_new_from_iterator(lines, vocab_size=512)
-    model = new_model(tokenizer).train()
-    end = tokenizer.eos_token_id
+def new_tokenizer(scenes: list[Scene], rng: np.random.Generator, ask: int) -> Qwen2Tokenizer:
+    """Byte-level BPE of captions, questions, answers and the words that stand for facts."""
+    lines = []
+    for scene in scenes:
+        lines += [caption(scene, rng), *(q + a for q, a, _ in asked(scene, rng, ask))]
+    lines += [" " + word for word in (*SEEN, *HEARD)]
+    return Qwen2Tokenizer(vocab={}, merges=[]).train_new_from_iterator(lines, vocab_size=512)
 
-    def encode(scene: Scene) -> tuple[list[int], list[float]]:
-        head, pairs = text_of(scene, rng, ask)
-        ids = tokenizer(head)["input_ids"]
-        weight = [1.0] * len(ids)
-        for question, answer in pairs:
-            q, a = tokenizer(question)["input_ids"], tokenizer(answer)["input_ids"] + [end]
-            ids, weight = ids + q + a, weight + [0.2] * len(q) + [4.0] * len(a)
-        return ids, weight
 
-    def batch_of(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
-        ids, weights = zip(*([torch.tensor(x) for x in encode(s)] for s in scenes), strict=True)
+def asked(
+    scene: Scene, rng: np.random.Generator, count: int, hard: bool = False
+) -> list[tuple[str, str, str]]:
+    """Some of the scene's questions in the form that stage 2 uses: prompt, answer, type. With
+    `hard` those that take several steps of thought come more often."""
+    found = questions(scene, rng)
+    order = rng.permutation(len(found))
+    if hard:  # drawn without replacement by their shares (Efraimidis and Spirakis, 2006)
+        share = np.array([HARD.get(json.loads(row["type"])[1], 1.0) for row in found])
+        order = np.argsort(rng.exponential(size=len(found)) / share)
+    rows = [found[i] for i in order[:count]]
+    prompts = [
+        PROMPT.format(
+            question=fill_template(row["question_content"], json.loads(row["templ_values"]))
+        )
+        for row in rows
+    ]
+    answers = [" " + row["anser"] for row in rows]
+    types = [" ".join(json.loads(row["type"])) for row in rows]
+    return list(zip(prompts, answers, types, strict=True))
+
+
+@cache
+def pooling(kind: str, how: str, length: int) -> Tensor:
+    """The weights with which patches are averaged, (length, patches), by the ways of
+    modules/token_compression.py; patches in the order of the encoder's tokens."""
+    if kind == "visual":
+        places = np.array(list(product(range(TUBELETS), range(ROWS), range(COLUMNS))))
+    else:  # AST counts frequency first
+        places = np.array([(t, f) for f, t in product(range(BANDS), range(SLICES))])
+    if how == "grid":
+        weights = one_hot(torch.from_numpy(cells(places, length)), length).T.float()
+    else:
+        weights = torch.zeros(length, len(places))
+        for i, (a, b) in enumerate(window_bounds(len(places), length)):
+            if how == "uniform":
+                a, b = (a + b - 1) // 2, (a + b - 1) // 2 + 1
+            weights[i, a:b] = 1
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+class Reader:
+    """Makes batches of prefixes and blocks for one language model.
+
+    Args:
+        seed: of the questions, lengths and noise.
+    """
+
+    def __init__(self, model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, seed: int):
+        self.model, self.embedding = model, model.get_input_embeddings()
+        self.end = tokenizer.eos_token_id
+        self.rng, self.noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
+        self.ids = cache(lambda text: tokenizer(text)["input_ids"])
+
+    def blocks(self, scene: Scene, count: int, write: bool, hard: bool) -> list[Block]:
+        """Questions, and with `write` the caption before them."""
+        found = []
+        if write:
+            ids = [*self.ids(caption(scene, self.rng)), self.end]
+            found.append(Block(ids, len(ids), "caption"))
+        for prompt, answer, kind in asked(scene, self.rng, count, hard):
+            after = [*self.ids(answer), self.end]
+            found.append(Block(self.ids(prompt) + after, len(after), kind))
+        return found
+
+    def bag(self, scenes: list[Scene], lengths: tuple[int, int], how: str) -> Tensor:
+        """Ideal media tokens of unit mean power, (batch, 1 + visual + 2 + audio, hidden)."""
+        kinds = (("visual", seen_at_all, seen_by_patch, SEEN, 1, 1),)
+        kinds += (("audio", heard_at_all, heard_by_patch, HEARD, 2, BANDS),)
+        parts = []
+        for (kind, at_all, by_patch, words, special, bands), length in zip(
+            kinds, lengths, strict=True
+        ):
+            whole = np.stack([[at_all(s)] * special for s in scenes])
+            patches = np.stack(
+                [np.tile(by_patch(s).reshape(-1, len(words)), (bands, 1)) for s in scenes]
+            )
+            patches = pooling(kind, how, length) @ torch.from_numpy(patches).float()
+            facts = torch.cat([torch.from_numpy(whole).float(), patches], dim=1)
+            words = [torch.tensor(self.ids(" " + word)) for word in words]
+            meant = torch.stack([self.embedding(ids).mean(dim=0) for ids in words])
+            tokens = facts @ meant  # (batch, special + length, hidden)
+            parts.append(tokens / tokens.square().mean(dim=(1, 2), keepdim=True).sqrt())
+        return torch.cat(parts, dim=1)
+
+    def noisy(self, tokens: Tensor, snr_db: tuple[float, float]) -> Tensor:
+        """As received at an SNR that each row draws, through the MMSE factor."""
+        low, high = snr_db
+        draw = low + (high - low) * torch.rand(len(tokens), 1, 1, generator=self.noise)
+        snr = 10 ** (draw / 10)
+        noise = torch.randn(tokens.shape, generator=self.noise)
+        return (tokens + noise / snr.sqrt()) * snr / (1 + snr)
+
+    def batch(
+        self,
+        scenes: list[Scene],
+        count: int,
+        lengths: tuple[int, int] | None,
+        how: str = "grid",
+        hard: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[list[Block]]]:
+        """What the model reads.
+
+        Args:
+            count: questions a scene.
+            lengths: of the bags' visual and audio tokens; None for captions.
+
+        Returns:
+            embeddings (batch, tokens, hidden); block (batch, tokens), 0 in the prefix and -1 in
+            padding; positions, targets and their weights, (batch, tokens); each scene's blocks.
+        """
+        all_blocks = [self.blocks(s, count, lengths is not None, hard) for s in scenes]
         padded = partial(pad_sequence, batch_first=True)
-        return padded(ids, padding_value=end), padded(weights)
+        after = [torch.tensor([i for b in blocks for i in b.ids]) for blocks in all_blocks]
+        if lengths is None:
+            prefixes = [torch.tensor(self.ids(caption(s, self.rng))) for s in scenes]
+            ids = padded([torch.cat(x) for x in zip(prefixes, after, strict=True)])
+            heads, tokens = [len(p) for p in prefixes], self.embedding(ids)
+        else:
+            bag = self.noisy(self.bag(scenes, lengths, how), MEDIA_SNR)
+            heads = [bag.shape[1]] * len(scenes)
+            ids = padded(after)
+            tokens = torch.cat([bag, self.noisy(self.embedding(ids), QUESTION_SNR)], dim=1)
+        block, position, target = (torch.full(tokens.shape[:2], v) for v in (-1, 0, IGNORED))
+        weight = torch.zeros(tokens.shape[:2])
+        for row, (head, blocks) in enumerate(zip(heads, all_blocks, strict=True)):
+            block[row, :head], position[row, :head] = 0, torch.arange(head)
+            if lengths is None:  # the caption is written as well
+                target[row, : head - 1] = ids[row, 1:head]
+                weight[row, : head - 1] = WRITTEN
+            at = head
+            for number, part in enumerate(blocks, start=1):
+                stop = at + len(part.ids)
+                block[row, at:stop] = number
+                position[row, at:stop] = head + torch.arange(len(part.ids))
+                answer = torch.tensor(part.ids[-part.answer :])
+                # A caption is the first block: the prefix's last token predicts its first word.
+                first = stop - part.answer - 1
+                target[row, first : stop - 1] = answer
+                weight[row, first : stop - 1] = WRITTEN if part.type == "caption" else 1.0
+                at = stop
+        return tokens, block, position, target, weight, all_blocks
 
-    held, drawn = drawn[-256:], drawn[:-256]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps, pct_start=0.1)
-    bar, smooth = tqdm(range(steps), "Qwen2"), 0.0
+    def logits(self, tokens: Tensor, block: Tensor, position: Tensor) -> Tensor:
+        """(batch, tokens, vocabulary); a block sees the prefix and itself alone."""
+        before = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril()
+        sees = (block[:, None] == 0) | (block[:, None] == block[:, :, None])
+        mask = (sees & before)[:, None]  # (batch, 1, tokens, tokens)
+        return self.model(
+            inputs_embeds=tokens, attention_mask=mask, position_ids=position, use_cache=False
+        ).logits
+
+
+def weighted_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """nats a token."""
+    loss = cross_entropy(
+        logits.flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return (loss * weight.flatten()).sum() / weight.sum()
+
+
+@torch.inference_mode()
+def ceilings(reader: Reader, scenes: list[Scene], lengths: tuple[int, int] | None) -> dict:
+    """The share of questions answered word for word, by type, from captions or from bags."""
+    right = defaultdict(list)
+    for start in range(0, len(scenes), BATCH):
+        part = scenes[start : start + BATCH]
+        tokens, block, position, target, _, blocks = reader.batch(part, 12, lengths)
+        wrong = (reader.logits(tokens, block, position).argmax(-1) != target) & (target != IGNORED)
+        for row, of_scene in enumerate(blocks):
+            for number, one in enumerate(of_scene, start=1):
+                if one.type != "caption":
+                    right[one.type].append(not wrong[row, block[row] == number].any().item())
+    return {kind: round(float(np.mean(v)), 3) for kind, v in sorted(right.items())}
+
+
+def limits(reader: Reader, scenes: list[Scene]) -> dict[str, dict[str, float]]:
+    """The ceilings with captions as clean text and with facts as bags of 64 and 64 tokens."""
+    reader.model.eval()
+    found = {
+        "caption": ceilings(reader, scenes, None),
+        "facts": ceilings(reader, scenes, (64, 64)),
+    }
+    reader.model.train()
+    return found
+
+
+def too_low(found: dict[str, float]) -> list[str]:
+    """The types whose ceiling is too low to ship."""
+    return [
+        f"{kind} {share:.1%}"
+        for kind, share in found.items()
+        if share < next(least for word, least in CEILINGS.items() if kind.endswith(word))
+    ]
+
+
+def pretrain_qwen2(
+    clips: dict[str, Scene], steps: int, out: Path, go_on: bool = False, ask: int = 8
+) -> dict:
+    """Train the tokenizer and the language model; returns its ceilings, and which are too low.
+
+    Args:
+        go_on: train the model in `out` further, on questions that take several steps of thought.
+    """
+    rng = np.random.default_rng(3 if go_on else 1)
+    drawn = list(clips.values())
+    held, drawn = drawn[-240:], drawn[:-240]
+    if go_on:
+        tokenizer = Qwen2Tokenizer.from_pretrained(out / "qwen2")
+        model = Qwen2ForCausalLM.from_pretrained(out / "qwen2").train()
+    else:
+        tokenizer = new_tokenizer(drawn[:3000], rng, ask)
+        model = new_model(tokenizer).train()
+    reader = Reader(model, tokenizer, seed=4 if go_on else 2)
+    peak = LR / 2 if go_on else LR
+    optimiser = Optimiser(model, model.model.layers, peak, steps, decay=0.01)
+    bar = tqdm(range(steps), "Qwen2", mininterval=10)
     for step in bar:
-        ids, weight = batch_of([drawn[i] for i in rng.integers(len(drawn), size=24)])
-        logits = model(input_ids=ids).logits[:, :-1]
-        loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        flat = weight[:, 1:].flatten()
-        loss = (loss * flat).sum() / flat.sum()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 20 == 0:
-            right = (logits.argmax(-1) == ids[:, 1:])[_first_answer_tokens(weight)]
-            smooth += 0.3 * (right.float().mean().item() - smooth)
-            bar.set_postfix(loss=f"{loss.item():.3f}", answers=f"{smooth:.3f}")
+        lengths = None
+        if rng.random() < 0.65:
+            lengths = tuple(int(n) for n in rng.choice(LENGTHS, size=2))
+        how = str(rng.choice(["grid", "grid", "sliding_window", "uniform"]))
+        scenes = [drawn[i] for i in rng.integers(len(drawn), size=BATCH)]
+        tokens, block, position, target, weight, _ = reader.batch(
+            scenes, ask, lengths, how, hard=go_on or step >= steps // 5
+        )
+        loss = weighted_loss(reader.logits(tokens, block, position), target, weight)
+        optimiser.step(loss)
+        if step % 250 == 249:
+            bar.write(f"after {step + 1} steps: " + json.dumps(limits(reader, held[:96])))
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
 
-    model.eval()
-    ids, weight = batch_of(held)
-    with torch.inference_mode():
-        guess = model(input_ids=ids).logits[:, :-1].argmax(-1)
-    right = (guess == ids[:, 1:])[_first_answer_tokens(weight)].float().mean().item()
+    found = limits(reader, held)
     model.save_pretrained(out / "qwen2")
     tokenizer.save_pretrained(out / "qwen2")
-    return {"first_answer_token": round(right, 3)}
+    (out / "qwen2" / "ceilings.json").write_text(json.dumps(found, indent=1) + "\n")
+    low = {k: too_low(v) for k, v in found.items()}
+    return found | {"too low to ship": low}

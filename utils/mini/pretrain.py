@@ -2,8 +2,8 @@
 
 Writes `checkpoint/mini/{ast,vivit,qwen2}` in the Hugging Face layout: small models of the
 published classes with their own feature extractor, image processor and byte-level BPE tokenizer.
-The encoders learn tags of what is heard and seen, the language model learns captions and
-questions, all from scenes of the training split that neither task trains on.
+The encoders learn token by token what is heard and seen, the language model learns captions, bags
+of facts, and questions about them, from scenes of the training split that neither task trains on.
 """
 
 import argparse
@@ -25,7 +25,10 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=6000, help="clips for the encoders")
     parser.add_argument("--texts", type=int, default=30_000, help="scenes for the language model")
     parser.add_argument("--epochs", type=int, default=14, help="passes over the clips")
-    parser.add_argument("--steps", type=int, default=3000, help="language model steps")
+    parser.add_argument("--steps", type=int, default=2500, help="language model steps")
+    parser.add_argument(
+        "--go_on", action="store_true", help="train the language model in --out further"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", choices=["ast", "vivit", "qwen2"], nargs="*")
@@ -42,7 +45,7 @@ def main() -> None:
     pretrain = {
         "ast": partial(pretrain_ast, extraction, shown, args.epochs),
         "vivit": partial(pretrain_vivit, extraction, shown, args.epochs),
-        "qwen2": partial(pretrain_qwen2, clips, args.steps),
+        "qwen2": partial(pretrain_qwen2, clips, args.steps, go_on=args.go_on),
     }
     for name in wanted:
         torch.manual_seed(args.seed)

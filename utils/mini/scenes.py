@@ -4,7 +4,7 @@ A scene is one to three performers on a stage. Sounds, pictures, captions and qu
 made from the same scene, so that the annotations are true by construction.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,7 +22,8 @@ INSTRUMENTS = (
 POSITIONS = ("left", "middle", "right")
 PLACES = ("hall", "park", "beach", "street", "cave")
 BANNERS = ("red", "yellow", "green", "blue", "white", "black")
-TEMPOS = {"slow": 1.6, "steady": 3.0, "fast": 5.6}  # notes a second
+AMBIENCES = ("birdsong", "wind", "rain", "chirping", "silence")
+TEMPOS = {"slow": 2.2, "steady": 3.5, "fast": 5.6}  # notes a second
 PITCHES = {"low": -7, "medium": 0, "high": 7}  # semitones from the instrument's own register
 
 # Pairs of instruments that share a clip in the test split alone: training and validation never
@@ -36,15 +37,38 @@ UNSEEN_PAIRS = (
 SPLITS = ("train", "val", "test")
 
 
+# Entries are 0.75 s apart, two of the eight tubelets into which ViViT divides a clip.
+ENTRIES = (0.0, 0.75, 1.5)  # s
+REST = 0.56  # s, how long a performer that takes a rest pauses
+LEVELS = (0.0, -5.0, -10.0)  # dB
+
+
 @dataclass(frozen=True)
 class Performer:
     """One instrument: where it stands and, if it sounds, when and how loud."""
 
     instrument: str
     position: str  # left, middle, right, or "off" for a sound from off the stage
-    sounding: bool
-    start: float = 0.0  # s, when its first note begins
+    plays: tuple[tuple[float, float], ...] = ()  # s, from when to when; a rest lies between two
     level: float = 0.0  # dB below the loudest performer (0 or negative)
+
+    @property
+    def sounding(self) -> bool:
+        return bool(self.plays)
+
+    @property
+    def start(self) -> float:
+        """s, when its first note begins."""
+        return self.plays[0][0]
+
+    @property
+    def rests(self) -> bool:
+        return len(self.plays) > 1
+
+    def share(self, begin: float, end: float) -> float:
+        """The share of the time from `begin` to `end`, in s, in which it plays."""
+        overlaps = (max(0.0, min(end, b) - max(begin, a)) for a, b in self.plays)
+        return sum(overlaps) / (end - begin)
 
 
 @dataclass(frozen=True)
@@ -56,6 +80,7 @@ class Scene:
     off_stage: Performer | None
     place: str
     banner: str  # colour of the banner above the stage
+    ambience: str  # what is heard around the music
     tempo: str
     pitch: str
 
@@ -84,40 +109,41 @@ def has_unseen_pair(scene: Scene) -> bool:
 
 def _draw(rng: np.random.Generator, seed: tuple[int, ...]) -> Scene:
     count = rng.choice([1, 2, 3], p=[0.2, 0.4, 0.4])
-    instruments = list(rng.permutation(INSTRUMENTS)[: count + 1])
-    positions = sorted(rng.permutation(3)[:count])
+    instruments = [str(name) for name in rng.permutation(INSTRUMENTS)[: count + 1]]
+    positions = [POSITIONS[i] for i in sorted(rng.permutation(3)[:count])]
     silent = rng.integers(count) if count > 1 and rng.random() < 0.4 else None
     heard = count - (silent is not None)
     off = heard < 3 and rng.random() < 0.35
     # A sound from off the stage is neither the first nor the loudest: questions about those
     # point at somebody on the stage.
-    starts = np.array([0.0, 0.7, 1.4])[: heard + off] + rng.uniform(0.02, 0.15, heard + off)
-    levels = np.array([0.0, -5.0, -10.0])[: heard + off] - rng.uniform(0, 1, heard + off)
-    last = heard + off - 1
-    off_start, off_level = starts[last], levels[last]
-    starts, levels = rng.permutation(starts[:heard]), rng.permutation(levels[:heard])
-    on_stage, k = [], 0
-    for i in range(count):
-        sounding = bool(i != silent)
-        performer = Performer(str(instruments[i]), POSITIONS[positions[i]], sounding)
-        if sounding:
-            performer = replace(performer, start=float(starts[k]), level=float(levels[k]))
-            k += 1
-        on_stage.append(performer)
-    off_stage = (
-        Performer(str(instruments[count]), "off", True, float(off_start), float(off_level))
-        if off
-        else None
-    )
+    parts = [_plays(rng, entry) for entry in ENTRIES[: heard + off]]
+    levels = [level - rng.uniform(0, 1) for level in LEVELS[: heard + off]]
+    off_part, off_level = parts[-1], levels[-1]
+    parts = [parts[i] for i in rng.permutation(heard)]
+    levels = [levels[i] for i in rng.permutation(heard)]
+    on_stage = []
+    for i, (instrument, position) in enumerate(zip(instruments, positions, strict=False)):
+        part = () if i == silent else parts.pop()
+        on_stage.append(Performer(instrument, position, part, levels.pop() if part else 0.0))
     return Scene(
         seed=seed,
         on_stage=tuple(on_stage),
-        off_stage=off_stage,
+        off_stage=Performer(instruments[count], "off", off_part, off_level) if off else None,
         place=str(rng.choice(PLACES)),
-        banner=str(np.random.default_rng((*seed, 60)).choice(BANNERS)),
+        banner=str(rng.choice(BANNERS)),
+        ambience=str(rng.choice(AMBIENCES)),
         tempo=str(rng.choice(list(TEMPOS))),
         pitch=str(rng.choice(list(PITCHES))),
     )
+
+
+def _plays(rng: np.random.Generator, entry: float) -> tuple[tuple[float, float], ...]:
+    """When a performer that enters at about `entry` plays: to the end, or with a rest between."""
+    start = float(entry + rng.uniform(0.02, 0.12))
+    if rng.random() < 0.6:
+        return ((start, DURATION),)
+    rest = float(rng.uniform(start + 0.3, DURATION - REST - 0.4))
+    return ((start, rest), (rest + REST, DURATION))
 
 
 def note_onsets(scene: Scene, performer: Performer) -> np.ndarray:
@@ -125,5 +151,8 @@ def note_onsets(scene: Scene, performer: Performer) -> np.ndarray:
     who = (*scene.on_stage, scene.off_stage).index(performer)
     rng = np.random.default_rng((*scene.seed, 10 + who))
     rate = TEMPOS[scene.tempo] * rng.uniform(0.9, 1.1)
-    onsets = np.arange(performer.start, DURATION - 0.12, 1 / rate)
-    return onsets + np.r_[0.0, rng.normal(0, 0.015, len(onsets) - 1)]
+    runs = []
+    for begin, end in performer.plays:
+        onsets = np.arange(begin, end - 0.12, 1 / rate)
+        runs.append(onsets + np.r_[0.0, rng.normal(0, 0.015, len(onsets) - 1)])
+    return np.concatenate(runs)

@@ -9,7 +9,15 @@ from collections.abc import Callable
 import numpy as np
 from scipy.signal import lfilter
 
-from utils.mini.scenes import DURATION, INSTRUMENTS, PITCHES, Performer, Scene, note_onsets
+from utils.mini.scenes import (
+    AMBIENCES,
+    DURATION,
+    INSTRUMENTS,
+    PITCHES,
+    Performer,
+    Scene,
+    note_onsets,
+)
 
 SAMPLE_RATE = 16_000  # Hz
 SCALE = (0, 2, 4, 7, 9)  # pentatonic degrees, semitones
@@ -130,17 +138,65 @@ def performer_sound(scene: Scene, performer: Performer) -> np.ndarray:
     out = np.zeros(int(DURATION * SAMPLE_RATE))
     for onset, gap in zip(onsets, gaps, strict=True):
         hz = root * 2 ** (rng.choice(SCALE) / 12)
-        note = voice(rng, hz, max(0.08, gap * share)) * rng.uniform(0.85, 1.1)
+        note = voice(rng, hz, np.clip(gap, 0.08, 0.5) * share) * rng.uniform(0.85, 1.1)
         begin = int(onset * SAMPLE_RATE)
         note = note[: len(out) - begin]
         out[begin : begin + len(note)] += note
-    active = out[int(onsets[0] * SAMPLE_RATE) :]
-    return out / (np.sqrt(np.mean(active**2)) + 1e-9)
+    playing = _playing(performer)
+    out *= playing  # a bell rings on, but not through a rest
+    return out / (np.sqrt(np.mean(out[playing > 0] ** 2)) + 1e-9)
+
+
+def _playing(performer: Performer, fade: float = 0.03) -> np.ndarray:
+    """1 while a performer plays, (samples,); what rings on fades over `fade` s."""
+    t = np.arange(int(DURATION * SAMPLE_RATE)) / SAMPLE_RATE
+    return sum((t >= a) * np.clip((b + fade - t) / fade, 0, 1) for a, b in performer.plays)
+
+
+def _birdsong(rng, t):
+    """Short whistles that slide up or down."""
+    out = np.zeros_like(t)
+    for begin in np.arange(rng.uniform(0, 0.2), DURATION - 0.1, rng.uniform(0.25, 0.4)):
+        part = slice(int(begin * SAMPLE_RATE), int((begin + 0.09) * SAMPLE_RATE))
+        u = t[part] - t[part.start]
+        hz = rng.uniform(5000, 6200) + rng.choice([-1, 1]) * 9000 * u
+        out[part] += np.sin(2 * np.pi * hz * u) * np.sin(np.pi * u / u[-1])
+    return out
+
+
+def _wind(rng, t):
+    """Low noise that swells."""
+    noise = lfilter([0.02], [1, -0.98], rng.normal(0, 1, len(t)))
+    return noise * (1 + 0.6 * np.sin(2 * np.pi * rng.uniform(0.3, 0.6) * t + rng.uniform(0, 6)))
+
+
+def _rain(rng, t):
+    """High noise."""
+    return np.diff(rng.normal(0, 1, len(t) + 1))
+
+
+def _chirping(rng, t):
+    """Crickets: one high tone in quick pulses."""
+    pulses = np.sin(2 * np.pi * rng.uniform(14, 20) * t) > 0
+    return np.sin(2 * np.pi * rng.uniform(6600, 7200) * t) * pulses
+
+
+AROUND: dict[str, Callable] = {
+    "birdsong": _birdsong,
+    "wind": _wind,
+    "rain": _rain,
+    "chirping": _chirping,
+    "silence": lambda rng, t: np.zeros_like(t),
+}
+assert tuple(AROUND) == AMBIENCES
 
 
 def render_sound(scene: Scene) -> np.ndarray:
     """The clip's sound track, float32 (samples,) at 16 kHz, peak below 1."""
     rng = np.random.default_rng((*scene.seed, 30))
     mix = sum(performer_sound(scene, p) * 10 ** (p.level / 20) for p in scene.sounding)
+    t = np.arange(len(mix)) / SAMPLE_RATE
+    around = AROUND[scene.ambience](rng, t)
+    mix = mix + around * 10 ** (-20 / 20) / (np.sqrt(np.mean(around**2)) + 1e-9)
     mix = mix + rng.normal(0, 10 ** (rng.uniform(-50, -40) / 20), len(mix))  # the room
     return (mix * rng.uniform(0.4, 0.9) / np.abs(mix).max()).astype(np.float32)

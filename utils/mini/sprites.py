@@ -1,7 +1,8 @@
 """The mini world, part 3: performers one can tell apart by eye, drawn with Pillow.
 
 A sprite is a handful of polygons in its own coordinates (x right, y down, about -1 to 1). It
-swings at each of its notes and stands still while it is silent.
+swings at each of its notes and stands still while it is silent; its player stands up to play and
+sits down for a rest, so that one frame tells who plays.
 """
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw
 from utils.mini.scenes import DURATION, POSITIONS, Performer, Scene, note_onsets
 
 WIDTH, HEIGHT, FPS = 128, 96, 12
+RISE = 0.55  # of a sprite's scale, how far a player stands up
 
 BACKGROUNDS = {  # place: (sky or wall, floor), RGB
     "hall": ((150, 60, 60), (110, 80, 60)),
@@ -127,7 +129,7 @@ def _look(scene: Scene, performer: Performer) -> dict:
     tint = np.array(palette[rng.integers(len(palette))]) + rng.integers(-20, 21, 3)
     return {
         "x": WIDTH * (2 * slot + 1) / 6 + rng.uniform(-3, 3),
-        "y": HEIGHT * 0.6 + rng.uniform(-4, 4),
+        "y": HEIGHT * 0.66 + rng.uniform(-4, 4),
         "scale": rng.uniform(15.5, 19.5),
         "tilt": rng.uniform(-0.12, 0.12),
         "swing": rng.uniform(0.3, 0.45),
@@ -135,8 +137,14 @@ def _look(scene: Scene, performer: Performer) -> dict:
         "colour": tuple(int(c) for c in tint.clip(0, 255)),
         "costume": tuple(int(c) for c in rng.integers(30, 226, 3)),
         "skin": SKINS[rng.integers(len(SKINS))],
+        "plays": performer.plays,
         "onsets": note_onsets(scene, performer) if performer.sounding else np.empty(0),
     }
+
+
+def looks(scene: Scene) -> list[dict]:
+    """What stays the same over the frames of each performer on the stage."""
+    return [_look(scene, p) for p in scene.on_stage]
 
 
 def _swing(onsets: np.ndarray, t: float) -> float:
@@ -161,19 +169,21 @@ def render_frames(scene: Scene) -> np.ndarray:
     top, left = rng.uniform(3, 7), rng.uniform(8, 30)
     right = WIDTH - rng.uniform(8, 30)
     backdrop.rectangle((left, top, right, top + 10), fill=BANNER_COLOURS[scene.banner])
-    looks = [_look(scene, p) for p in scene.on_stage]
+    drawn = looks(scene)
     frames = []
     for t in np.arange(int(DURATION * FPS)) / FPS:
         frame = stage.copy()
         draw = ImageDraw.Draw(frame)
-        for look in looks:
-            _draw_performer(draw, look, _swing(look["onsets"], t))
+        for look in drawn:
+            playing = any(a <= t < b for a, b in look["plays"])
+            _draw_performer(draw, look, _swing(look["onsets"], t) if playing else 0.0, playing)
         frames.append(np.asarray(frame))
     return np.stack(frames)
 
 
-def _draw_performer(draw: ImageDraw.ImageDraw, look: dict, swing: float) -> None:
-    x, y, s = look["x"], look["y"] - 2.5 * abs(swing), look["scale"]
+def _draw_performer(draw: ImageDraw.ImageDraw, look: dict, swing: float, playing: bool) -> None:
+    x, s = look["x"], look["scale"]
+    y = look["y"] - RISE * s * playing
     torso = np.array([(-0.45, -0.5), (0.45, -0.5), (0.65, 1.6), (-0.65, 1.6)]) * s + (x, y)
     draw.polygon([tuple(p) for p in torso], fill=look["costume"])
     r = 0.42 * s

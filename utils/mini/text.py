@@ -19,6 +19,8 @@ PLACE_PHRASES = {
     "cave": ("In a cave", "Inside a dark cave"),
 }
 PITCH_WORDS = {"low": "deep", "medium": "mellow", "high": "shrill"}
+ORDER_WORDS = ("first", "second", "third")
+LEVEL_WORDS = ("loud", "moderate", "soft")
 
 
 def spoken(performer: Performer) -> str:
@@ -32,18 +34,18 @@ def _listed(items: list[str]) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """One caption: where, who stands where, who is silent, the order of entry, the loudest."""
+    """One caption: where, who stands where, who is silent, the order of entry, how loud, who takes
+    a rest, and what the music and the air are like."""
     place = PLACE_PHRASES[scene.place][rng.integers(2)]
     seen = _listed([spoken(p) for p in scene.on_stage])
     sentences = [f"{place} under a {scene.banner} banner we see a {seen}."]
     sentences += [f"The {spoken(p)} stays silent." for p in scene.on_stage if not p.sounding]
-    heard = scene.sounding
-    if len(heard) > 1:
-        order = [f"then the {spoken(p)}" for p in heard[1:]]
-        sentences.append(f"The {spoken(heard[0])} enters first, {_listed(order)}.")
-        ranked = _by_level(heard)
-        sentences.append(f"Loudest is the {spoken(ranked[0])}, softest the {spoken(ranked[-1])}.")
-    sentences.append(f"The music is {scene.tempo} and {PITCH_WORDS[scene.pitch]}.")
+    ranked = _by_level(scene.sounding)
+    for order, p in zip(ORDER_WORDS, scene.sounding, strict=False):
+        level, rest = LEVEL_WORDS[ranked.index(p)], " and rests" if p.rests else ""
+        sentences.append(f"The {spoken(p)} enters {order}, {level}{rest}.")
+    pitch = PITCH_WORDS[scene.pitch]
+    sentences.append(f"The music is {scene.tempo} and {pitch}, with {scene.ambience} around.")
     return " ".join(sentences)
 
 
@@ -96,12 +98,12 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict]:
     kind = ("Audio", "Counting")
     ask("How many different instruments can you hear?", [], len(heard))
     target = pick(sounds if rng.random() < 0.5 else sorted(set(INSTRUMENTS) - set(sounds)))
-    ask("Can you hear a <Object>?", [target], target in sounds)
+    ask("Can you hear the <Object>?", [target], target in sounds)
 
     kind = ("Visual", "Counting")
     ask("How many players are on the stage?", [], len(on))
     target = pick(shown if rng.random() < 0.5 else sorted(set(INSTRUMENTS) - set(shown)))
-    ask("Do you see a <Object>?", [target], target in shown)
+    ask("Do you see the <Object>?", [target], target in shown)
 
     kind = ("Visual", "Location")
     ask("In what kind of place do they play?", [], scene.place)
@@ -129,7 +131,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict]:
         ask("Does the <Object> sound louder than the <Object>?", both, a.level > b.level)
         a, b = pair(heard)
         both = [a.instrument, b.instrument]
-        ask("Does the <Object> play for longer than the <Object>?", both, a.start < b.start)
+        ask("Does the <Object> start before the <Object>?", both, a.start < b.start)
 
     if len(playing) > 1:
         ranked, ordered = _by_level(playing), sorted(playing, key=lambda p: p.start)
@@ -151,14 +153,19 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict]:
 
         kind = ("Audio-Visual", "Temporal")
         k = rng.integers(len(ordered))
-        place = ("first", "second", "third")[k]
-        ask("Which instrument on the stage enters <TH>?", [place], ordered[k].instrument)
+        ask("Which instrument on the stage enters <TH>?", [ORDER_WORDS[k]], ordered[k].instrument)
         end, word = pick([(ordered[0], "first"), (ordered[-1], "last")])
         ask("Where is the player that enters <FL>?", [word], end.position)
         if len(playing) == 2:
             a, b = ordered if rng.random() < 0.5 else ordered[::-1]
             values = ["after" if b.start > a.start else "before", a.instrument]
             ask("Which instrument on the stage enters <BA> the <Object>?", values, b.instrument)
+
+        resting = [p for p in playing if p.rests]
+        if len(resting) == 1:
+            ask("Which instrument on the stage takes a rest?", [], resting[0].instrument)
+        target = pick(playing)
+        ask("Does the <LR> player take a rest?", [target.position], target.rests)
 
     if len(playing) == 2:
         kind = ("Audio-Visual", "Location")

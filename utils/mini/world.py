@@ -1,4 +1,4 @@
-"""The mini world, part 5: written to disk exactly as VALOR-32K and MUSIC-AVQA are laid out.
+"""The mini world, part 6: written to disk exactly as VALOR-32K and MUSIC-AVQA are laid out.
 
     datasets/mini/VALOR/        videos/ID.mp4  annotations/desc_{train,val,test}.json  extraction/
     datasets/mini/MUSIC-AVQA/   videos/ID.mp4  annotations/avqa-{train,val,test}.json  extraction/
@@ -30,8 +30,10 @@ from utils.mini.sprites import FPS, HEIGHT, WIDTH, render_frames
 from utils.mini.text import caption, questions
 from utils.raw_video_preprocess import preprocess
 
+MADE = ("annotations", "videos", "extraction")  # in a data set's folder
 CLIPS = {"VALOR": (1600, 128, 160), "MUSIC-AVQA": (1200, 96, 256)}  # train, val, test
 QUESTIONS_A_CLIP = {"train": 12, "val": 6, "test": 6}
+WORLD = 2  # raise it when the same seed gives other clips or texts
 FRAMES, FRAME_SIZE = 16, 64  # what preprocessing extracts from a clip: frames, pixels
 # Each data set, and the pretraining of the mini models, reads its own stretch of a split's
 # endless stream of scenes, so that no two of them share a clip.
@@ -132,11 +134,14 @@ def settle_marker(folder: Path, stamp: dict) -> None:
         found = json.loads(marker.read_text())
         if found == stamp:
             return
-        if found | {"extraction": VERSION} != stamp:
+        if any(found.get(key) != stamp[key] for key in ("seed", "clips")):
             raise ValueError(
                 f"{folder}: holds a mini world of another seed or size; remove it first"
             )
-        shutil.rmtree(folder / "extraction", ignore_errors=True)  # of another version: made anew
+        # What an earlier version made here is made anew.
+        outdated = ["extraction"] if found.get("world") == WORLD else [*MADE]
+        for part in outdated:
+            shutil.rmtree(folder / part, ignore_errors=True)
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(
             f"{folder}: holds data that is not the mini world's, which is only written into a "
@@ -167,7 +172,8 @@ def prepare(
     """
     counts = dict(zip(SPLITS, clips, strict=True))
     folder = root / dataset
-    settle_marker(folder, {"seed": seed, "clips": counts, "extraction": VERSION})
+    stamp = {"seed": seed, "clips": counts, "world": WORLD, "extraction": VERSION}
+    settle_marker(folder, stamp)
     annotations, everything = folder / "annotations", {}
     annotations.mkdir(exist_ok=True)
     for split in SPLITS:

@@ -39,7 +39,7 @@ def loss_at(
     with so many patch tokens."""
     sums = []
     for batch, noise in batches(model, clips, tokenizer, seed):
-        users = (len(batch.rows), 2)
+        users = (len(batch.visual), 2)
         at = sent_at(np.full(users, snr_db), batch.ids.device)
         loss = model(batch, noise, at, of_scenes(np.broadcast_to(lengths, users)))
         count = batch.answer_mask.sum()
@@ -73,12 +73,14 @@ def right_answers(
     """Which questions are answered right, (questions,).
 
     Args:
-        lengths: patch tokens of the two users of each question's scene, (questions, 2).
+        lengths: patch tokens of the two users of each question's scene, (questions, 2); all
+            questions of a clip are of one scene.
         snr_db: their SNRs in dB, (questions, 2).
     """
     right: list[bool] = []
     for batch, noise in batches(model, clips, tokenizer, seed):
-        here = slice(len(right), len(right) + len(batch.rows))
+        first = np.unique(batch.clip.cpu(), return_index=True)[1]  # question of each clip
+        here = len(right) + first
         at = sent_at(snr_db[here], batch.ids.device)
         ids = model(batch, noise, at, of_scenes(lengths[here]), write=True)
         said = tokenizer.batch_decode(ids, skip_special_tokens=True)

@@ -150,7 +150,7 @@ def fit(points: list[dict]) -> LossCurve:
 
 
 def fit_sweep(path: str) -> LossCurve:
-    """The curve through the sliding-window runs of the sweep over token lengths.
+    """The curve through the runs with `grid` of the sweep over token lengths.
 
     Raises:
         FileNotFoundError, ValueError: in a line that names the file.
@@ -160,7 +160,7 @@ def fit_sweep(path: str) -> LossCurve:
         raise FileNotFoundError(f"{path}: no sweep over token lengths; run `{command}` first")
     try:
         with open(shipped(path), newline="") as file:
-            rows = [r for r in csv.DictReader(file) if r["compression"] == "sliding_window"]
+            rows = [r for r in csv.DictReader(file) if r["compression"] == "grid"]
         lengths = {kind: [int(row[f"{kind}_tokens"]) for row in rows] for kind in KINDS}
         return fit_loss_curve(lengths, [float(row["validation_loss"]) for row in rows])
     except (KeyError, TypeError, ValueError) as error:

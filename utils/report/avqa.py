@@ -1,5 +1,8 @@
-"""What task_avqa.py says of its answers: scores, and a few test clips to look at."""
+"""What task_avqa.py says of its answers: each of them, scores, and a few test clips to look at."""
 
+import csv
+import io
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +14,7 @@ from utils.data.answers import is_right
 from utils.data.clips import Clips
 from utils.data.datasets import Question, frames_path, wav_path
 from utils.data.media import read_frames, read_wav
+from utils.files import shipped, write_whole
 from utils.report import plots
 from utils.report.metrics import accuracy_report, majority_answers, majority_right
 
@@ -42,14 +46,48 @@ def scores(
         "baselines": {k: each["overall"] for k, each in baselines.items()},
         "baselines_by_type": {k: each["by_type"] for k, each in baselines.items()},
         "accuracy_by_snr": {f"{snr:g}": score(said)["overall"] for snr, said in answers.items()},
+        "ceilings": ceilings(config.foundation_model),
         "questions": {split: clips.counts(split) for split in clips},
     }
+
+
+def ceilings(folder: str) -> dict[str, dict[str, float]]:
+    """By question type, what the mini language model answers right from captions as clean text and
+    from ideal tokens, as its pretraining measured it; {} for a model that has no such file."""
+    path = shipped(folder) / "ceilings.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_answers(path: Path, asked: Sequence[Question], answers: dict[float, list[str]]) -> None:
+    """R.answers.csv, from which runs are compared question by question: for each test question, in
+    the split's order, its clip, text and true answer, and at each SNR in dB what was said and
+    whether that is right (1 or 0)."""
+    columns = {"clip": [q.video_id for q in asked], "question": [q.text for q in asked]}
+    columns["answer"] = [q.answer for q in asked]
+    for snr, said in answers.items():
+        right = (is_right(text, q.answer) for text, q in zip(said, asked, strict=True))
+        columns |= {f"said_{snr:g}": said, f"right_{snr:g}": [int(ok) for ok in right]}
+    table = io.StringIO()
+    rows = zip(*columns.values(), strict=True)
+    csv.writer(table).writerows([columns, *rows])
+    write_whole(path, table.getvalue())
+
+
+def read_answers(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+    """What `write_answers` wrote: the clip of each question, and by SNR, as `"12"`, whether it was
+    answered right (questions,)."""
+    with open(path, newline="", encoding="utf-8") as file:
+        head, *rows = csv.reader(file)
+    columns = dict(zip(head, zip(*rows, strict=True), strict=True))
+    kept = {k.removeprefix("right_"): v for k, v in columns.items() if k.startswith("right_")}
+    return list(columns["clip"]), {snr: np.array(v) == "1" for snr, v in kept.items()}
 
 
 def print_accuracies(found: dict) -> None:
     """The table that a run ends with, in percent, of what `scores` found."""
     columns = {"model": found["accuracy"]["by_type"], **found["baselines_by_type"]}
     overall = [found["accuracy"]["overall"], *found["baselines"].values()]
+    columns |= {f"from {name}": column for name, column in found["ceilings"].items()}
     print(f"{'accuracy (%)':26}" + "".join(f"{name:>15}" for name in columns))
     print(f"{'overall':26}" + "".join(f"{100 * value:15.1f}" for value in overall))
     for kind in found["accuracy"]["by_type"]:

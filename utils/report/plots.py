@@ -66,6 +66,22 @@ def band(axis: plt.Axes, x: Sequence[float], curve: dict, scale: float = 1.0, **
     axis.fill_between(x, mean - width, mean + width, color=style["color"], alpha=0.15, linewidth=0)
 
 
+def differences(
+    axis: plt.Axes, rows: Sequence[tuple[str, dict]], scale: float = 1.0, pooled: int = 1
+) -> None:
+    """Differences of two sides, each a dot with the bar of its 95 % interval (`mean` and `ci95`),
+    from the top down, and a line at 0; the first `pooled` ones are those that decide."""
+    for place, (_, found) in enumerate(rows):
+        colour, size = (BLUE, 7) if place < pooled else (GREY, 4)
+        width = scale * (found["ci95"] or 0)
+        axis.errorbar(
+            scale * found["mean"], place, xerr=width, fmt="o", ms=size, color=colour, capsize=3
+        )
+    axis.axvline(0, color="black", lw=0.8)
+    axis.set_yticks(range(len(rows)), [label for label, _ in rows], fontsize=8)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+
+
 def dress(axis: plt.Axes, legend: float | None = None, grid: str = "both", **texts) -> None:
     """Labels, scales and limits of an axis, a grid along x, y or both, a legend of a font size."""
     axis.set(**texts)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
-from modules.channel import CHANNELS
+from modules.channel import CHANNELS, unit_power
 from modules.digital.code_block import CodeBlock
 from modules.digital.link import DigitalLink, analog_uses
 from modules.digital.quantisation import from_bits, to_bits
@@ -26,7 +26,7 @@ def sionna():
 
 
 def quantised(tokens, bits):
-    return from_bits(to_bits(tokens.flatten(0, 1), bits), bits).view(tokens.shape)
+    return from_bits(to_bits(unit_power(tokens).flatten(0, 1), bits), bits).view(tokens.shape)
 
 
 def erased(received):

@@ -1,5 +1,6 @@
 """Batches of clips: padded on the right, answers with their end, every clip once a pass."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,8 @@ import torch
 
 from modules.foundation_model import PROMPT
 from modules.system import Batch
+from modules.token_compression import Layout
+from modules.token_transmitter import Encoded
 from tests.helpers.tiny import write_clip
 from utils.data import clips
 from utils.data.clips import (
@@ -16,8 +19,10 @@ from utils.data.clips import (
     Collate,
     ShuffledBatches,
     answer_limit,
+    by_clip,
     in_order,
     pad,
+    side_by_side,
     text_number,
     training_loader,
 )
@@ -36,18 +41,21 @@ class Letters:
         return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
 
 
-def shuffled_batches(rows, batch, batches, seed):
-    """All batches of a sampler, which says how many there are."""
-    sampler = ShuffledBatches(rows, batch, batches, seed)
+def shuffled_batches(rows, batch, batches, seed, **options):
+    """All batches of a sampler of so many clips, or of rows about these; it says how many there
+    are."""
+    clips = range(rows) if isinstance(rows, int) else rows
+    sampler = ShuffledBatches(clips, batch, batches, seed, **options)
     steps = list(sampler)
     assert len(steps) == len(sampler) == batches and sampler.batch_size == len(steps[0])
     assert list(sampler) == steps, "it may be read again"
     return steps
 
 
-def settings(batch, steps=1, seed=0, accumulate=1):
+def settings(batch, steps=1, seed=0, accumulate=1, **more):
     """What a training loader reads of a script's hyperparameters."""
-    return SimpleNamespace(batch=batch, steps=steps, seed=seed, accumulate=accumulate, workers=0)
+    shared = dict(batch=batch, steps=steps, seed=seed, accumulate=accumulate, workers=0)
+    return SimpleNamespace(**shared, **more)
 
 
 def spell(ids):
@@ -74,7 +82,8 @@ def cached(tmp_path, names):
         folder.mkdir()
         for i, name in enumerate(names):
             tokens = torch.full((5, 4), float(i if kind == "visual" else -i))
-            (folder / f"{name}.safetensors").write_bytes(packed(tokens, "stamp"))
+            clip = Encoded(tokens, Layout(torch.full((4, 2), float(i)), torch.full((4,), i / 8)))
+            (folder / f"{name}.safetensors").write_bytes(packed(clip, "stamp"))
     return folders
 
 
@@ -159,7 +168,7 @@ def test_batch_moves_whole():
     moved = batch.to(torch.device("cpu"))
     assert moved.visual.dtype == moved.audio.dtype == torch.float32
     assert batch.visual.dtype == torch.float16 and isinstance(moved, Batch)
-    for name in ("ids", "mask", "text", "answer_ids", "answer_mask", "rows", "windows"):
+    for name in ("clip", "ids", "mask", "text", "answer_ids", "answer_mask", "rows", "windows"):
         assert getattr(moved, name) is getattr(batch, name), name
 
 
@@ -240,11 +249,16 @@ def test_clips_carry_their_tokens(tmp_path, monkeypatch, memory):
     assert sum((batch.rows for batch in ordered), []) == rows
     shuffled = list(training_loader(data, collate, settings(batch=4, steps=6, seed=1)))
     assert len(shuffled) == 6 and all(len(batch.rows) == 4 for batch in shuffled)
-    wanted = [[rows[i] for i in step] for step in shuffled_batches(10, 4, 6, seed=1)]
+    asked = [row.video_id for row in rows]
+    wanted = [[rows[i] for i in step] for step in shuffled_batches(asked, 4, 6, seed=1)]
     assert [batch.rows for batch in shuffled] == wanted
     for batch in ordered + shuffled:
         clip = torch.tensor([int(row.video_id) for row in batch.rows]).half()
         assert torch.equal(batch.visual[:, 0, 0], clip) and torch.equal(batch.audio[:, 4, 3], -clip)
+        for places, attention in batch.layouts.values():
+            assert places.shape == (len(clip), 4, 2) and attention.shape == (len(clip), 4)
+            assert torch.equal(places[:, 3, 1], clip.float())
+            assert torch.equal(attention[:, 3], clip.float() / 8)
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
@@ -289,3 +303,95 @@ def test_accumulated_batches_are_counted():
     data = ClipMedia(rows, Path(), {})
     loader = training_loader(data, Collate(Letters()), settings(batch=2, steps=3, accumulate=4))
     assert len(loader) == 12
+
+
+# Questions that share their clip.
+
+OF = [3, 1, 4, 1, 2, 4, 1, 3]  # how many questions are about each clip
+NAMED = [f"{clip}" for clip, count in enumerate(OF) for _ in range(count)]
+
+
+@pytest.mark.parametrize("packed", [1, 2, 3, 9])
+@pytest.mark.parametrize("batch", [1, 4, 6, len(NAMED), 50])
+def test_questions_of_a_clip_stay_together(packed, batch):
+    """Every question comes once a pass, but for less than a batch; those of a clip follow each
+    other, up to `packed` of them, and only the end of a batch parts them further."""
+    size = min(batch, len(NAMED))
+    a_pass = len(NAMED) // size
+    steps = shuffled_batches(NAMED, batch, 20 * a_pass, seed=1, packed=packed)
+    assert all(len(step) == size for step in steps)
+    orders = [sum(steps[i : i + a_pass], []) for i in range(0, len(steps), a_pass)]
+    assert all(len(set(order)) == len(order) == a_pass * size for order in orders)
+    assert set().union(*orders) == set(range(len(NAMED)))
+    assert len({tuple(order) for order in orders}) == 20, "passes are shuffled anew"
+    fewest = sum(-(-count // packed) for count in OF)
+    for i in range(0, len(steps), a_pass):
+        asked = [
+            [question("?", "no", NAMED[row]) for row in step] for step in steps[i : i + a_pass]
+        ]
+        shared = sum(len(side_by_side(rows, packed)) for rows in asked)
+        assert shared <= fewest + a_pass - 1
+    of_one = [[row for row in order if NAMED[row] == "2"] for order in orders]
+    assert any(rows != sorted(rows) for rows in of_one), "within a clip, too"
+
+
+def test_a_run_goes_on_within_a_pass():
+    """After so many batches the rest is what it would have been, in any number of processes."""
+    whole = shuffled_batches(NAMED, 4, 30, seed=2, packed=3)
+    rest = ShuffledBatches(NAMED, 4, 30, 2, skip=13, packed=3)
+    assert [*rest] == whole[13:] and len(rest) == 17
+    assert [*ShuffledBatches(NAMED, 4, 30, 2, processes=2, packed=3)] == whole
+
+
+@pytest.mark.parametrize(
+    "most, wanted",
+    [
+        (1, [0, 1, 2, 3, 4, 5, 6]),
+        (2, [0, 0, 1, 2, 3, 3, 4]),
+        (3, [0, 0, 0, 1, 2, 2, 3]),
+        (9, [0, 0, 0, 1, 2, 2, 3]),
+    ],
+)
+def test_neighbours_share_their_clip(most, wanted):
+    """Questions of a clip that follow each other share its tokens, up to `packed` of them; it is
+    known how long the longest of these sequences is. Captions share none."""
+    names = ["a", "a", "a", "b", "c", "c", "a"]
+    rows = [question("x" * (i + 1), "y" * (7 - i), name) for i, name in enumerate(names)]
+    batch = collated(*rows, packed=most)
+    assert batch.clip.tolist() == wanted and batch.rows == rows
+    first = [wanted.index(clip) for clip in range(max(wanted) + 1)]
+    assert batch.visual[:, 0, 0].tolist() == first and batch.audio.shape[0] == len(first)
+    lengths = [0] * len(first)
+    for clip, row in zip(wanted, rows, strict=True):
+        lengths[clip] += len(PROMPT.format(question=row.text)) + len(row.answer) + 2
+    assert batch.text_tokens == max(lengths)
+    captions = collated(*(Caption(name, "text") for name in names), packed=most)
+    assert captions.clip.tolist() == [*range(7)] and len(captions.visual) == 7
+
+
+def test_training_shares_as_asked_and_testing_all(tmp_path, readers):
+    """In training up to `packed` questions share a clip, in a split that is read in order all of
+    them; without a cache each clip is read once for them."""
+    for seed in range(2):
+        write_clip(tmp_path, f"{seed:08}", 0.3, seed)
+    rows = [question(f"{i}?", "yes", f"{i // 6:08}") for i in range(12)]
+    data, read = ClipMedia(rows, tmp_path, readers), []
+    data.readers = {k: replace(r, read=noted(r.read, read)) for k, r in readers.items()}
+    (batch,) = in_order(data, Collate(Letters()), 12)
+    assert batch.clip.tolist() == [0] * 6 + [1] * 6 and len(batch.visual) == len(batch.windows) == 2
+    assert len(read) == 2 * 2
+    for most in (1, 4):
+        for step in training_loader(data, Collate(Letters()), settings(12, 5, packed=most)):
+            assert max(step.clip.bincount()) == most and len(step.rows) == 12
+            assert len(step.visual) == len(step.windows) == step.clip[-1] + 1
+
+
+def noted(read, seen):
+    """A reader's function that notes its calls."""
+    return lambda *args: (seen.append(1), read(*args))[1]
+
+
+def test_rows_are_brought_together_by_clip():
+    """Rows keep their order within a clip, and clips that in which they first come."""
+    rows = [question(f"{i}?", "no", name) for i, name in enumerate("babcab")]
+    assert [row.text for row in by_clip(rows)] == ["0?", "2?", "5?", "1?", "4?", "3?"]

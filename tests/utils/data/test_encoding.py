@@ -63,6 +63,7 @@ class Run:
             visual_tokens=4,
             audio_tokens=4,
             channel="none",
+            compression="sliding_window",
             receiver_width=32,
         )
         self.accelerator = start(self.config())
@@ -112,11 +113,12 @@ class Run:
             for name in names:
                 path = self.media(kind, name)
                 inputs, windows = reader(path)
-                wanted = tx.encode(inputs, windows and [windows])[0]
+                wanted, layout = tx.encode(inputs, windows and [windows])
                 file = clips["train"].folders[kind] / f"{name}.safetensors"
-                found = read_tokens(file, media_stamp(path))
+                found, kept = read_tokens(file, media_stamp(path))
+                assert torch.equal(kept.places, layout.places[0]) and kept.attention is None
                 assert found.shape == (SPECIAL[kind] + 4, 16) and found.dtype == torch.float16
-                torch.testing.assert_close(found.float(), wanted, rtol=2e-3, atol=2e-3)
+                torch.testing.assert_close(found.float(), wanted[0], rtol=2e-3, atol=2e-3)
 
 
 @pytest.fixture
@@ -135,10 +137,11 @@ def learned(run, stage, rows, cache):
         model = Alignment(system, config)
     else:
         model, processors = task_avqa.build_model(replace(config, lora_dropout=0.0))
-        torch.manual_seed(0)
-        for name, weight in model.named_parameters():
-            if "lora_B" in name:  # which starts at zero and would hide the gradient of lora_A
-                torch.nn.init.normal_(weight, std=0.1)
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name or ".correction.2." in name:
+            # These start at zero and would hide the gradients of what is before them.
+            torch.nn.init.normal_(weight, std=0.1)
     clips, _ = run.load(rows, system=model.system, cache=cache)
     collate = Collate(processors.tokenizer)
     (batch,) = in_order(clips["train"], collate, len(clips["train"]))
@@ -339,16 +342,22 @@ def test_several_compressions_cost_one_encoding(run):
     cache, to the last bit, what it would have written by itself."""
     rows, together = captions(*CLIPS), run.options["cache"]
     ways = [(4, 4, "sliding_window"), (2, 4, "uniform"), (1, 3, "sliding_window")]
+    ways += [(2, 2, "attention"), (2, 5, "grid")]
     assert run.load(rows, also=ways)[1] == ALL
-    assert len(run.files()) == 2 * 3 * len(CLIPS)
+    assert len(run.files()) == 2 * len(ways) * len(CLIPS)
     for visual, audio, how in ways:
         way = {"visual_tokens": visual, "audio_tokens": audio, "compression": how}
         clips, encoded = run.load(rows, **way)
-        alone, encoded_alone = run.load(rows, **way, cache=f"{together}-{visual}-{audio}")
+        alone, encoded_alone = run.load(rows, **way, cache=f"{together}-{visual}-{audio}-{how}")
         assert (encoded, encoded_alone) == (0, ALL)
         for a, b in zip(clips["train"], alone["train"], strict=True):
             assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
             assert len(a[0]) == 1 + visual and len(a[1]) == 2 + audio
+            for kind, length in (("visual", visual), ("audio", audio)):
+                (places, attention), (own, own_attention) = a[3][kind], b[3][kind]
+                assert torch.equal(places, own) and len(places) == length
+                assert (attention is None) == (how != "attention")
+                assert attention is None or torch.equal(attention, own_attention)
 
 
 def test_space_is_checked_before_anything_is_encoded(run, monkeypatch, capsys):

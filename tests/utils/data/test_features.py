@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from transformers import ASTConfig, ASTModel, VivitConfig, VivitModel
 
 import task_align
-from modules.token_transmitter import TokenTransmitter
+from modules.token_compression import Layout
+from modules.token_transmitter import Encoded, TokenTransmitter
 from tests.helpers.tiny import PATCHES, RATE, tiny_ast, tiny_vivit, write_clip
 from utils.data.datasets import read_valor
 from utils.data.features import (
@@ -29,6 +30,11 @@ from utils.files import write_whole
 
 PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "annotations"
 KINDS = pytest.mark.parametrize("kind", ["visual", "audio"])
+
+
+def clip(tokens, attention=None):
+    """Tokens of a clip of which the first is special, in a row."""
+    return Encoded(tokens, Layout(torch.arange(1.0, len(tokens))[:, None], attention))
 
 
 @pytest.fixture
@@ -128,18 +134,23 @@ def test_tokens_are_read_into_memory(tmp_path):
     """Tokens that were read do not hang on the file: a data set of many clips is not as many
     mapped files, of which a process may have only so many."""
     file, wanted = tmp_path / "x.safetensors", torch.arange(24.0).reshape(6, 4)
-    file.write_bytes(packed(wanted, "stamp"))
-    tokens = read_tokens(file, "stamp")
+    file.write_bytes(packed(clip(wanted, torch.arange(5.0)), "stamp"))
+    tokens, layout = read_tokens(file, "stamp")
     with open(file, "r+b") as opened:
         opened.write(b"\xff" * file.stat().st_size)
     assert tokens.dtype == torch.float16 and torch.equal(tokens, wanted.half())
+    assert layout.places[:, 0].tolist() == [1, 2, 3, 4, 5] and layout.attention.tolist() == [
+        *range(5)
+    ]
+    file.write_bytes(packed(clip(wanted), "stamp"))
+    assert read_tokens(file, "stamp").layout.attention is None
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "no media named", "absent"])
 def test_damaged_file_holds_no_tokens(tmp_path, damage):
     """A file that is broken, made of other media or says of none, or not there, is no error."""
     file, tokens = tmp_path / "x.safetensors", torch.ones(6, 4)
-    content = packed(tokens, "stamp")
+    content = packed(clip(tokens), "stamp")
     if damage == "no media named":
         save_file({"tokens": tokens.half()}, file)
     elif damage != "absent":
@@ -156,7 +167,7 @@ def test_only_missing_clips_are_jobs(readers, tmp_path, kind):
     for seed, name in enumerate(("0001", "0002")):
         write_clip(tmp_path, name, 0.3, seed)
     paths = {name: readers[kind].path(tmp_path, name) for name in ("0001", "0002")}
-    cached = packed(torch.ones(6, 4), media_stamp(paths["0001"]))
+    cached = packed(clip(torch.ones(6, 4)), media_stamp(paths["0001"]))
     (tmp_path / "0001.safetensors").write_bytes(cached)
     names = ["0002", "0001", "nowhere", "0002"]
     (job,), bad = missing(readers[kind], tmp_path, tmp_path, names)
@@ -167,7 +178,14 @@ def test_only_missing_clips_are_jobs(readers, tmp_path, kind):
 @KINDS
 @pytest.mark.parametrize(
     "length, how",
-    [(PATCHES // 2, "sliding_window"), (PATCHES, "uniform"), (100 * PATCHES, "sliding_window")],
+    [
+        *(
+            (PATCHES // 2, "sliding_window"),
+            (PATCHES, "uniform"),
+            (100 * PATCHES, "sliding_window"),
+        ),
+        (PATCHES // 2, "attention"),
+    ],
 )
 def test_size_of_the_cache_is_known_beforehand(readers, tmp_path, kind, length, how):
     """What a clip is said to take is what its file takes, of fewer and of more tokens than its
@@ -177,9 +195,10 @@ def test_size_of_the_cache_is_known_beforehand(readers, tmp_path, kind, length, 
     tx = TokenTransmitter(make(hidden_size=width), special, 12, length, how)
     write_clip(tmp_path, "0001", 0.3, 0)  # of one window
     inputs, windows = readers[kind](readers[kind].path(tmp_path, "0001"))
-    tokens = tx.encode(inputs, windows and [windows])[0]
+    tokens, layout = tx.encode(inputs, windows and [windows])
     file = tmp_path / "file"
-    write_whole(file, packed(tokens, 16 * "f"))
+    one = Encoded(tokens[0], layout.each(lambda part: part[0]))
+    write_whole(file, packed(one, 16 * "f"))
     blocks = 512 * file.stat().st_blocks
     assert blocks == pytest.approx(clip_bytes(tx), rel=0.05)
     assert blocks >= 2 * width * (special + length) > 2 * 4096

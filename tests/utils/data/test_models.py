@@ -11,6 +11,7 @@ from transformers import TimesformerConfig, TimesformerModel, VideoMAEImageProce
 
 import task_align
 from modules.system import Alignment
+from modules.token_transmitter import GRIDS, places_of
 from tests.helpers.tiny import SIZES, write_clip
 from utils.data.clips import ClipMedia, Collate, in_order
 from utils.data.datasets import Caption
@@ -64,13 +65,17 @@ def test_truncated_weights_are_refused(model):
         refused(*model)
 
 
+# Files of a model's folder that no loader needs.
+NOT_READ = ("generation_config.json", "tokenizer_config.json", "ceilings.json")
+
+
 def test_malformed_configuration_is_refused(model):
     """JSON that is none, or of something else, in each file that a loader reads."""
     for path in sorted(model[0].glob("*.json")):
         before = path.read_text()
         for content in ("", "{", "[1]", '"x"', "<html>", "\0"):
             path.write_text(content)
-            if path.name not in ("generation_config.json", "tokenizer_config.json"):
+            if path.name not in NOT_READ:
                 refused(*model)
         path.write_text(before)
     model[1](model[0])
@@ -81,7 +86,7 @@ def test_missing_files_are_refused(model):
     form, which could hold code, are none."""
     folder, load = model
     for path in sorted(folder.iterdir()):
-        if path.name in ("generation_config.json", "tokenizer_config.json"):
+        if path.name in NOT_READ:
             continue
         aside = path.rename(folder.parent / path.name)
         pair = path.name in ("config.json", "model.safetensors")
@@ -127,14 +132,15 @@ def test_an_unknown_architecture_is_refused(models, tmp_path, kind):
 
 
 def test_one_more_entry_is_another_encoder(models, tmp_path, monkeypatch):
-    """A class of transformers that has an entry is loaded, fed and trained on like the others, and
-    nothing else has to know of it."""
+    """A class of transformers that has an entry, and a grid, is loaded, fed and trained on like the
+    others, and nothing else has to know of it."""
     sizes = {"image_size": 32, "patch_size": 16, "num_frames": 4}
     TimesformerModel(TimesformerConfig(**sizes, **SIZES)).save_pretrained(tmp_path / "model")
     side = {"height": 32, "width": 32}
     VideoMAEImageProcessor(size=side, crop_size=side).save_pretrained(tmp_path / "model")
     entry = Encoder("visual", TimesformerModel, VideoMAEImageProcessor, 1, video_input, {})
     monkeypatch.setitem(ENCODERS, "timesformer", entry)
+    monkeypatch.setitem(GRIDS, "timesformer", lambda config: places_of(config.num_frames, 2, 2))
     config = task_align.Config(
         visual_encoder=str(tmp_path / "model"), audio_encoder=str(models / "audio")
     )

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -20,9 +21,16 @@ from utils.data.datasets import (
     without_media,
 )
 from utils.mini import sounds as mini_sounds
-from utils.mini.scenes import DURATION, INSTRUMENTS, UNSEEN_PAIRS, draw_scene, has_unseen_pair
-from utils.mini.sounds import SAMPLE_RATE, performer_sound, render_sound
-from utils.mini.sprites import WIDTH, render_frames
+from utils.mini.scenes import (
+    AMBIENCES,
+    DURATION,
+    INSTRUMENTS,
+    UNSEEN_PAIRS,
+    draw_scene,
+    has_unseen_pair,
+)
+from utils.mini.sounds import AROUND, SAMPLE_RATE, performer_sound, render_sound
+from utils.mini.sprites import FPS, RISE, WIDTH, looks, render_frames
 from utils.mini.text import caption, questions
 from utils.mini.world import music_avqa_rows, prepare, scenes, write_video
 
@@ -58,9 +66,9 @@ def test_splits_and_data_sets_share_no_clip():
     assert len(set(seeds)) == len(seeds)
 
 
-def test_a_sprite_moves_only_while_it_sounds():
-    """A silent performer's third of the picture stands still; a sounding one's moves, and only
-    once its part has begun."""
+def test_a_sprite_moves_only_while_it_plays():
+    """A silent performer's third of the picture stands still; a sounding one's moves, but neither
+    before its part has begun nor in its rest."""
     seen = Counter()
     for i in range(40):
         scene = draw_scene(0, "train", i)
@@ -70,25 +78,68 @@ def test_a_sprite_moves_only_while_it_sounds():
             # The middle of the third, where no neighbour's instrument reaches.
             part = frames[:, :, third + 16 : third + 26]
             motion = np.abs(np.diff(part, axis=0)).sum(axis=(1, 2, 3))
-            if not p.sounding:
-                assert motion.sum() == 0
-            else:
-                assert motion.sum() > 0
-                before = int(p.start * 12) - 1
-                assert before < 1 or motion[:before].sum() == 0
-            seen[p.sounding] += 1
-    assert seen[True] > 10 and seen[False] > 5
+            moving = np.flatnonzero(motion) / FPS  # s, of the frame before
+            allowed = [(a - 1 / FPS, b) for a, b in p.plays]
+            assert all(any(a <= t <= b for a, b in allowed) for t in moving)
+            assert bool(len(moving)) == p.sounding
+            seen[p.sounding, p.rests] += 1
+    assert min(seen[True, True], seen[True, False], seen[False, False]) > 5
 
 
-def test_levels_and_starts_are_heard():
-    """A part is silent before its start, and parts differ by the levels that questions ask of."""
-    scene = next(s for s in (draw_scene(0, "train", i) for i in range(50)) if len(s.sounding) == 3)
-    for p in scene.sounding:
-        sound = performer_sound(scene, p)
-        assert not sound[: int(p.start * SAMPLE_RATE)].any()
-        assert np.sqrt(np.mean(sound[int(p.start * SAMPLE_RATE) :] ** 2)) == pytest.approx(1, 0.05)
-    levels = sorted(p.level for p in scene.sounding)
-    assert np.diff(levels).min() > 3  # dB
+def test_one_frame_tells_who_plays():
+    """A player stands while it plays and sits before and in a rest: its head is higher."""
+    checked = 0
+    for i in range(30):
+        scene = draw_scene(0, "train", i)
+        frames = render_frames(scene)
+        for p, look in zip(scene.on_stage, looks(scene), strict=True):
+            head = int(look["x"]), int(look["y"] - (1 + RISE) * look["scale"])
+            for begin, end in p.plays:
+                at = int((begin + end) / 2 * FPS)
+                assert tuple(frames[at, head[1], head[0]]) == look["skin"]
+                checked += 1
+            if p.rests:
+                at = int((p.plays[0][1] + 0.25) * FPS)
+                assert tuple(frames[at, head[1], head[0]]) != look["skin"]
+    assert checked > 30
+
+
+def test_levels_starts_and_rests_are_heard():
+    """A part is silent before its start and in its rest, and parts differ by the levels that
+    questions ask of."""
+    rested = 0
+    for scene in (draw_scene(0, "train", i) for i in range(30)):
+        for p in scene.sounding:
+            sound = performer_sound(scene, p)
+            assert not sound[: int(p.start * SAMPLE_RATE)].any()
+            playing = np.concatenate(
+                [sound[int(a * SAMPLE_RATE) : int(b * SAMPLE_RATE)] for a, b in p.plays]
+            )
+            assert np.sqrt(np.mean(playing**2)) == pytest.approx(1, 0.1)
+            for (_, end), (begin, _) in pairwise(p.plays):
+                rest = slice(int((end + 0.04) * SAMPLE_RATE), int(begin * SAMPLE_RATE))
+                assert not sound[rest].any()
+                rested += 1
+        levels = sorted(p.level for p in scene.sounding)
+        assert len(levels) < 2 or np.diff(levels).min() > 3  # dB
+    assert rested > 10
+
+
+@pytest.mark.parametrize("ambience", AMBIENCES)
+def test_ambiences_are_heard(ambience):
+    """What is around the music is heard in its own band, and leaves silence where there is none."""
+    t = np.arange(3 * SAMPLE_RATE) / SAMPLE_RATE
+    around = AROUND[ambience](np.random.default_rng(0), t)
+    power = np.abs(np.fft.rfft(around)) ** 2
+    centre = (power * np.fft.rfftfreq(len(t), 1 / SAMPLE_RATE)).sum() / max(power.sum(), 1e-9)
+    low, high = {
+        "birdsong": (4000, 7000),
+        "wind": (0, 300),
+        "rain": (3500, 7900),
+        "chirping": (6500, 7300),
+        "silence": (0, 1),
+    }[ambience]
+    assert low <= centre <= high
 
 
 def test_instruments_differ_by_more_than_pitch():
@@ -149,10 +200,16 @@ def test_answers_are_true():
             elif q == "Which instrument on the stage enters <BA> the <Object>?":
                 later = named[a].start > named[v[1]].start
                 assert later == (v[0] == "after")
+            elif q == "Does the <Object> start before the <Object>?":
+                assert (named[v[0]].start < named[v[1]].start) == (a == "yes")
+            elif q == "Which instrument on the stage takes a rest?":
+                assert [p.instrument for p in on.values() if len(p.plays) == 2] == [a]
+            elif q == "Does the <LR> player take a rest?":
+                assert (len(on[v[0]].plays) == 2) == (a == "yes")
             else:
                 continue
             checked[q] += 1
-    assert len(checked) == 8 and min(checked.values()) > 20
+    assert len(checked) == 11 and min(checked.values()) > 20
 
 
 def test_questions_are_balanced_and_of_all_types():
@@ -266,6 +323,22 @@ def test_what_an_earlier_version_extracted_is_made_anew(tmp_path):
     prepare(tmp_path, "VALOR", (2, 1, 1), workers=1)
     assert len(wavs) == 4 and {path: path.read_bytes() for path in wavs} == wavs
     assert before == {p: p.stat().st_mtime_ns for p in root.rglob("*.mp4")}
+
+
+def test_a_world_of_an_earlier_version_is_made_anew(tmp_path):
+    """Clips and texts of an earlier version, whose marker has no such version, are replaced;
+    what else somebody put into the folder stays."""
+    root = prepare(tmp_path, "VALOR", (2, 1, 1), workers=1)
+    marker = json.loads((root / "world.json").read_text())
+    (root / "world.json").write_text(json.dumps({k: marker[k] for k in ("seed", "clips")}))
+    texts = {path: path.read_bytes() for path in (root / "annotations").iterdir()}
+    for path in [*texts, *(root / "videos").iterdir()]:
+        path.write_bytes(b"old")
+    (root / "notes.txt").write_text("mine")
+    prepare(tmp_path, "VALOR", (2, 1, 1), workers=1)
+    assert {path: path.read_bytes() for path in texts} == texts
+    assert min(path.stat().st_size for path in (root / "videos").iterdir()) > 1000
+    assert (root / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("hz", [98.0, 440.0, 3000.0])

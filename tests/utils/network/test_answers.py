@@ -96,3 +96,23 @@ def test_clips_are_spread_over_the_scenes(made, monkeypatch):
     answer(lengths, lengths * 1.0)
     assert seen[0][0] == 3 * [[1, 2]] + 3 * [[3, 4]] + 3 * [[1, 2]] + 3 * [[3, 4]]
     assert seen[0][1] is link and seen[1][1] is channel
+
+
+def test_questions_of_a_clip_are_asked_in_one_scene(made, in_parts, monkeypatch):
+    """Where questions share a clip its lengths and SNRs are given once for all of them, also where
+    the end of a batch parts them."""
+    model, clips, tokenizer = made
+    rows = [replace(row, video_id=str(i // 3)) for i, row in enumerate(clips.rows)]  # 4 clips
+    monkeypatch.setattr(clips, "rows", rows)
+    seen = []
+
+    def spy(batch, noise, snr_db, lengths, write):
+        seen.extend(np.stack([lengths[k] for k in ("visual", "audio")], 1).tolist())
+        assert all(len(snr_db[k]) == len(batch.visual) for k in ("visual", "audio"))
+        return torch.zeros(len(batch.rows), 1, dtype=torch.long)
+
+    monkeypatch.setattr(model, "forward", spy)
+    of_clip = np.arange(8).reshape(4, 2)
+    lengths = of_clip.repeat(3, axis=0)
+    assert len(right_answers(model, clips, tokenizer, lengths, lengths * 1.0, seed=0)) == 12
+    assert seen == of_clip[[0, 1, 1, 2, 3, 3]].tolist()  # batches of 5, 5 and 2 questions

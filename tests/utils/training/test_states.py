@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,11 +36,20 @@ class Rows(list):
 
     kept = True
 
+    @property
+    def rows(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(video_id=name) for name, _ in self]
 
-def collate(items) -> SimpleNamespace:
-    names, numbers = zip(*items, strict=True)
-    rows = [SimpleNamespace(video_id=name) for name in names]
-    return SimpleNamespace(numbers=torch.stack(numbers), rows=rows)
+
+@dataclass
+class Stack:
+    """Puts numbers into a batch, in place of what pads texts."""
+
+    packed: int = 1
+
+    def __call__(self, items) -> SimpleNamespace:
+        numbers = torch.stack([numbers for _, numbers in items])
+        return SimpleNamespace(numbers=numbers, rows=Rows(items).rows)
 
 
 class Model(torch.nn.Module):
@@ -90,7 +100,7 @@ def train(
     splits = {"train": rows, "val": Rows(rows[:8]), "test": Rows(rows[:8])}
     clips = Clips(splits, files or {}, {}, left_out or {})
     try:
-        model, loaders = run.prepare(Model(), clips, collate, 4)
+        model, loaders = run.prepare(Model(), clips, Stack(), 4)
         batches = run.batches(loaders["train"], "training")
         try:
             for step, batch in batches:
