@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from utils.data.media import audio_input, video_input
+from utils.data.models import ENCODERS
 from utils.mini.facts import (
     BANDS,
     HEARD,
@@ -84,7 +85,7 @@ def train_teller(
         inputs: (clips, ...), as the encoder reads them after `to_float`.
         facts: (clips, tokens, facts), special tokens first.
     """
-    held = len(inputs) // 10
+    held, special = len(inputs) // 10, ENCODERS[encoder.config.model_type].special
     teller = Teller(encoder, facts.shape[2]).train()
     # A fact weighs by how rarely it varies, the special tokens as much as all patches together.
     variance = facts.float().var(dim=(0, 1)).clamp(min=1e-3)
@@ -98,7 +99,7 @@ def train_teller(
         batch = batches[step % each]
         told = teller(augment(to_float(inputs[batch])))
         error = (told - facts[batch].float()).square() / variance
-        loss = error.mean() + 0.2 * error[:, : special_tokens(encoder)].mean()
+        loss = error.mean() + 0.2 * error[:, :special].mean()
         optimiser.step(loss)
         if step % 50 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
@@ -107,10 +108,6 @@ def train_teller(
         told = torch.cat([teller(to_float(part)) for part in inputs[-held:].split(128)])
     share = told_well(told, facts[-held:].float())
     return {word: round(v.item(), 3) for word, v in zip(words, share, strict=True)}
-
-
-def special_tokens(encoder: nn.Module) -> int:
-    return 2 if isinstance(encoder, ASTModel) else 1
 
 
 def seen_facts(scene: Scene) -> np.ndarray:
