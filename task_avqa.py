@@ -95,7 +95,8 @@ def main(config: Config) -> dict | None:
     # The system as stage 1 left it, with fresh LoRA weights; each clip encoded once.
     model, processors = build_model(config)
     if config.init != "none":
-        same = {"preset": config.preset, "receiver": config.receiver}
+        shared = ("preset", "receiver", "compression")
+        same = {name: getattr(config, name) for name in shared}
         load_parts(config.init, model.system.transceivers, **same)
     clips = load_clips(config, read_music_avqa, model.system, processors.readers, run.accelerator)
     model.answer_tokens = answer_limit(clips, processors.tokenizer, config.answer_tokens, run.say)
@@ -158,7 +159,7 @@ def answers(model, loader, tokenizer, run: Run, snr_db: float) -> list[str]:
     model.eval()
     label = {"desc": f"testing at {snr_db:g} dB", "unit": "batch", "disable": not run.is_main}
     for batch in tqdm(loader, leave=False, **label):
-        ids = model(batch, noise, snr_db, write=True)  # (batch, new tokens)
+        ids = model(batch, noise, snr_db, do="write")  # (batch, new tokens)
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         said += run.accelerator.gather_for_metrics(texts, use_gather_object=True)
     return said

@@ -428,7 +428,7 @@ def write(model: Answering, batch: Batch) -> None:
     """Answers to the questions of a batch."""
     model.eval()
     model(
-        batch, torch.Generator(device()), model.system.snr_db(len(batch.visual), None), write=True
+        batch, torch.Generator(device()), model.system.snr_db(len(batch.visual), None), do="write"
     )
     model.train()
 

@@ -123,19 +123,34 @@ class FoundationModel(nn.Module):
 
         Logits are computed at the answers' positions and nowhere else.
         """
-        answer = self.embed(answer_ids)  # in the dtype that the model reads
-        tokens, block, place = pack(received, answer, answer_mask, text_tokens)
-        packed = len(received.clip) > len(received.media)
-        states = self.hidden_states(tokens, visible(block) if packed else None)
-        # An answer's token is predicted one position earlier.
-        states = states.flatten(0, 1)[place[:, received.question.shape[1] :] - 1]
-        logits = self.language_model.get_output_embeddings()(states)  # (questions, answer, vocab)
+        logits = self.answer_logits(received, answer_ids, answer_mask, text_tokens)
         # Padding of the answers is ignored, not cut out: its number is known to the device alone.
         target = answer_ids.masked_fill(~answer_mask, IGNORED)
         loss = cross_entropy(
             logits.flatten(0, 1).float(), target.flatten(), ignore_index=IGNORED, reduction="sum"
         )
         return ratio(loss, answer_mask.sum())
+
+    def would_write(
+        self, received: Received, answer_ids: Tensor, answer_mask: Tensor, text_tokens: int
+    ) -> Tensor:
+        """Whether `generate` would write exactly these answers, (questions,): each of their tokens
+        is the most likely one behind those before it. One pass tells, where writing takes one for
+        each token. Arguments as for `answer_loss`."""
+        logits = self.answer_logits(received, answer_ids, answer_mask, text_tokens)
+        return ((logits.argmax(dim=-1) == answer_ids) | ~answer_mask).all(dim=1)
+
+    def answer_logits(
+        self, received: Received, answer_ids: Tensor, answer_mask: Tensor, text_tokens: int
+    ) -> Tensor:
+        """Of each answer's tokens, (questions, answer tokens, vocabulary); see `answer_loss`."""
+        answer = self.embed(answer_ids)  # in the dtype that the model reads
+        tokens, block, place = pack(received, answer, answer_mask, text_tokens)
+        packed = len(received.clip) > len(received.media)
+        states = self.hidden_states(tokens, visible(block) if packed else None)
+        # An answer's token is predicted one position earlier.
+        states = states.flatten(0, 1)[place[:, received.question.shape[1] :] - 1]
+        return self.language_model.get_output_embeddings()(states)
 
     @torch.inference_mode()
     def generate(self, received: Received, end_id: int, max_new_tokens: int = 8) -> Tensor:

@@ -267,10 +267,11 @@ class Answering(nn.Module):
         noise: torch.Generator | None,
         snr_db: float | dict | None = None,
         lengths: dict[str, np.ndarray] | None = None,
-        write: bool = False,
+        do: str = "loss",
     ) -> Tensor:
-        """The loss of the answers in nats a token, or with `write` the ids of answers of its own,
-        (questions, new tokens).
+        """The loss of the answers in nats a token; or with `do="write"` the ids of answers of its
+        own, (questions, new tokens), with `do="check"` whether these would be the true ones,
+        (questions,).
 
         Args:
             snr_db, lengths: as for `receive`; without an SNR that of training.
@@ -278,11 +279,11 @@ class Answering(nn.Module):
         if snr_db is None:
             snr_db = self.system.snr_db(len(batch.visual), noise)
         received = self.receive(batch, noise, snr_db, lengths)
-        if write:
-            return self.system.foundation.generate(received, self.end_id, self.answer_tokens)
-        return self.system.foundation.answer_loss(
-            received, batch.answer_ids, batch.answer_mask, batch.text_tokens
-        )
+        foundation = self.system.foundation
+        if do == "write":
+            return foundation.generate(received, self.end_id, self.answer_tokens)
+        compare = foundation.would_write if do == "check" else foundation.answer_loss
+        return compare(received, batch.answer_ids, batch.answer_mask, batch.text_tokens)
 
     def receive(
         self,

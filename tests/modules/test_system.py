@@ -392,7 +392,7 @@ def test_scenes_together_are_answered_as_each_alone(scenes, monkeypatch, channel
     batch = clips.batch(processors)
     at = (seeded(), snr_db, LENGTHS)
     (tokens, mask), loss = sequences(model.receive(batch, *at)), model(batch, *at)
-    ids = model(batch, *at, write=True)
+    ids = model(batch, *at, do="write")
     sent = LENGTHS["visual"] + LENGTHS["audio"]
     assert mask[:, :19].sum(dim=1).tolist() == (1 + 2 + sent).tolist()
     assert torch.equal(mask[:, 19:], batch.mask)
@@ -404,7 +404,7 @@ def test_scenes_together_are_answered_as_each_alone(scenes, monkeypatch, channel
         alone, real = sequences(model.receive(one, *at))
         torch.testing.assert_close(tokens[i][mask[i]], alone[0][real[0]])
         expected += model(one, *at) * one.answer_mask.sum()
-        said = model(one, *at, write=True)[0].tolist()
+        said = model(one, *at, do="write")[0].tolist()
         assert cut(ids[i].tolist(), model.end_id) == cut(said, model.end_id)
     torch.testing.assert_close(loss, expected / batch.answer_mask.sum())
 
@@ -486,7 +486,7 @@ def test_sharing_a_clip_changes_nothing_that_is_learned_or_said(shared, packed, 
         loss.backward()
         gradients = {k: p.grad.clone() for k, p in model.named_parameters() if p.requires_grad}
         with torch.inference_mode():
-            said = model.eval()(batch, seeded(), snr_db, write=True)
+            said = model.eval()(batch, seeded(), snr_db, do="write")
         found.append((loss.detach(), gradients, said))
     (wanted, of_each, alone), (loss, gradients, together) = found
     torch.testing.assert_close(loss, wanted, rtol=1e-5, atol=1e-5)
@@ -527,8 +527,28 @@ def test_scenes_with_several_questions(shared):
         for batch, of_clip in ((batches[4], lengths), (batches[1], each))
     ]
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
-    together = model(batches[4], None, math.inf, lengths, write=True)
-    assert torch.equal(together, model(batches[1], None, math.inf, each, write=True))
+    together = model(batches[4], None, math.inf, lengths, do="write")
+    assert torch.equal(together, model(batches[1], None, math.inf, each, do="write"))
+
+
+@torch.inference_mode()
+def test_an_answer_is_checked_as_it_would_be_written(shared):
+    """One pass says of an answer whether writing it word by word would give it."""
+    model, batches = shared
+    model.eval()
+    batch = batches[4]
+    said = model(batch, None, math.inf, do="write")  # (questions, new tokens)
+    ended = (said == model.end_id).long()
+    mask = ended.cumsum(dim=1) - ended == 0  # up to the first end of text
+    needed = torch.zeros(len(batch.visual), dtype=torch.long)
+    needed.index_add_(0, batch.clip, batch.mask.sum(dim=1) + mask.sum(dim=1))
+    for changed in (None, 0, 3):
+        ids = said.clone()
+        if changed is not None:
+            ids[changed, mask[changed].sum() - 1] ^= 1
+        own = replace(batch, answer_ids=ids, answer_mask=mask, text_tokens=needed.max().item())
+        right = model(own, None, math.inf, do="check")
+        assert right.tolist() == [i != changed for i in range(len(ids))]
 
 
 def test_a_step_of_shared_clips_waits_for_no_value(shared):

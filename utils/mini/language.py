@@ -7,6 +7,7 @@ embeddings of words, pooled to some length and sent through noise as stage 2 doe
 """
 
 import json
+import re
 from collections import defaultdict
 from functools import cache, partial
 from itertools import product
@@ -39,17 +40,31 @@ from utils.mini.facts import (
 )
 from utils.mini.optimiser import Optimiser
 from utils.mini.scenes import Scene
-from utils.mini.text import caption, questions
+from utils.mini.text import LEVEL_WORDS, ORDER_WORDS, _by_level, caption, questions, spoken
 
-LENGTHS = (1, 2, 4, 8, 16, 32, 64)  # patch tokens of a bag
+# Patch tokens of a bag, and how often: most teach to think, the short ones to do with little.
+LENGTHS = {1: 0.08, 2: 0.08, 4: 0.14, 8: 0.15, 16: 0.25, 32: 0.15, 64: 0.15}
 MEDIA_SNR, QUESTION_SNR = (-3.0, 25.0), (10.0, 30.0)  # dB, drawn between
-# How often a type is asked once the easy ones are learnt, beside 1 of the others.
-HARD = {"Comparative": 4.0, "Temporal": 3.0, "Location": 2.0}
+REHEARSED = 0.05  # how often a question comes that is always answered right, beside 1 for never
+MEMORY = 0.02  # what one answer weighs in the running share of right ones
 BATCH = 24  # scenes a step
-LR = 3e-3
+LR = 6e-3
 WRITTEN = 0.15  # what a word of a caption weighs beside one of an answer
 # A type's share of right answers below which the model is not to be shipped.
 CEILINGS = {"Comparative": 0.80, "": 0.90}
+
+
+# Questions of several steps, and what of the players they name is compared.
+COMPARED = {
+    "Does the <Object> sound louder than the <Object>?": "level",
+    "Does the <Object> start before the <Object>?": "turn",
+    "Does the <LR> player drown out the <LR> player?": "level",
+    "Does the <LR> player enter earlier than the <LR> player?": "turn",
+    "On which side is the <LL> player?": "instrument",
+    "Does the <FL> sound to enter come from the <LR>?": "instrument",
+    "Where is the player that enters <FL>?": "instrument",
+    "Does the <LR> player take a rest?": "instrument",
+}
 
 
 class Block(NamedTuple):
@@ -58,6 +73,8 @@ class Block(NamedTuple):
     ids: list[int]
     answer: int  # the last so many ids are to be predicted
     type: str
+    template: str
+    thoughts: tuple[tuple[int, int], ...] = ()  # what to think of at a place: place, id
 
 
 def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
@@ -85,35 +102,64 @@ def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     return model
 
 
-def new_tokenizer(scenes: list[Scene], rng: np.random.Generator, ask: int) -> Qwen2Tokenizer:
-    """Byte-level BPE of captions, questions, answers and the words that stand for facts."""
-    lines = []
+def new_tokenizer(scenes: list[Scene], rng: np.random.Generator) -> Qwen2Tokenizer:
+    """Byte-level BPE of captions, questions, answers and the words that stand for facts, in which
+    each word becomes one token."""
+    lines, alike = [], defaultdict(lambda: 1.0)
     for scene in scenes:
-        lines += [caption(scene, rng), *(q + a for q, a, _ in asked(scene, rng, ask))]
+        lines += [caption(scene, rng), *(q + a for q, a, *_ in asked(scene, rng, 40, alike))]
     lines += [" " + word for word in (*SEEN, *HEARD)]
-    return Qwen2Tokenizer(vocab={}, merges=[]).train_new_from_iterator(lines, vocab_size=512)
+    return Qwen2Tokenizer(vocab={}, merges=[]).train_new_from_iterator(lines, vocab_size=1024)
 
 
 def asked(
-    scene: Scene, rng: np.random.Generator, count: int, hard: bool = False
-) -> list[tuple[str, str, str]]:
-    """Some of the scene's questions in the form that stage 2 uses: prompt, answer, type. With
-    `hard` those that take several steps of thought come more often."""
-    found = questions(scene, rng)
-    order = rng.permutation(len(found))
-    if hard:  # drawn without replacement by their shares (Efraimidis and Spirakis, 2006)
-        share = np.array([HARD.get(json.loads(row["type"])[1], 1.0) for row in found])
-        order = np.argsort(rng.exponential(size=len(found)) / share)
-    rows = [found[i] for i in order[:count]]
-    prompts = [
-        PROMPT.format(
-            question=fill_template(row["question_content"], json.loads(row["templ_values"]))
+    scene: Scene, rng: np.random.Generator, count: int, wrong: dict[str, float] | None = None
+) -> list[tuple[str, str, str, str, tuple[str, ...]]]:
+    """Some of the scene's questions in the form that stage 2 uses: prompt, answer, type, template
+    and its values.
+
+    Args:
+        wrong: how often each template is answered wrongly; what is still to be learnt comes more
+            often. None asks all alike.
+    """
+    found = [
+        (
+            fill_template(row["question_content"], json.loads(row["templ_values"])),
+            row["anser"],
+            " ".join(json.loads(row["type"])),
+            row["question_content"],
+            tuple(json.loads(row["templ_values"])),
         )
-        for row in rows
+        for row in questions(scene, rng)
     ]
-    answers = [" " + row["anser"] for row in rows]
-    types = [" ".join(json.loads(row["type"])) for row in rows]
-    return list(zip(prompts, answers, types, strict=True))
+    share = np.ones(len(found))
+    if wrong is not None:
+        found += [(asks, says, "step", kind, (about,)) for kind, about, asks, says in steps_of_thought(scene)]
+        share = np.array([REHEARSED + wrong[template] for *_, template, _ in found])
+    # Drawn without replacement by their shares (Efraimidis and Spirakis, 2006).
+    order = np.argsort(rng.exponential(size=len(found)) / share)
+    return [(PROMPT.format(question=asks), " " + says, *rest) for asks, says, *rest in
+            (found[i] for i in order[:count])]
+
+
+def steps_of_thought(scene: Scene) -> list[tuple[str, str, str, str]]:
+    """Questions of one step each, as template, value, question and answer: who has which place,
+    level and turn. Those of the data set join two or three such steps, which is learnt far later alone."""
+    ranked, found = _by_level(scene.sounding), []
+    for order, p in zip(ORDER_WORDS, scene.sounding, strict=False):
+        level, name = LEVEL_WORDS[ranked.index(p)], p.instrument
+        side = "off-stage" if p.position == "off" else p.position
+        for template, about, answer in (
+            ("How loud is the <LR> player?", side, level),
+            ("How loud is the <Object>?", name, level),
+            ("Who is <level>?", level, spoken(p)),
+            ("When does the <LR> player enter?", side, order),
+            ("When does the <Object> enter?", name, order),
+            ("Who enters <TH>?", order, spoken(p)),
+            ("Does the <Object> rest?", name, "yes" if p.rests else "no"),
+        ):
+            found.append((template, about, re.sub("<.*>", about, template), answer))
+    return found
 
 
 @cache
@@ -135,6 +181,24 @@ def pooling(kind: str, how: str, length: int) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True)
 
 
+def thought(scene: Scene, template: str, value: str) -> str:
+    """What to think of where a question names a player: its level or turn if those are compared,
+    else its instrument, by which picture and sound are joined."""
+    ranked, heard = _by_level(scene.sounding), scene.sounding
+    playing = {"first": [p for p in heard if p.position != "off"],
+               "loudest": [p for p in ranked if p.position != "off"]}
+    playing |= {"last": playing["first"][::-1], "softest": playing["loudest"][::-1]}
+    if value in playing:
+        who = playing[value][0]
+    else:
+        who = next(p for p in (*scene.on_stage, *heard) if value in (p.position, p.instrument))
+    if who in heard and COMPARED.get(template) == "level":
+        return LEVEL_WORDS[ranked.index(who)]
+    if who in heard and COMPARED.get(template) == "turn":
+        return ORDER_WORDS[heard.index(who)]
+    return who.instrument.replace("_", " ")
+
+
 class Reader:
     """Makes batches of prefixes and blocks for one language model.
 
@@ -147,16 +211,26 @@ class Reader:
         self.end = tokenizer.eos_token_id
         self.rng, self.noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
         self.ids = cache(lambda text: tokenizer(text)["input_ids"])
+        self.wrong: dict[str, float] = defaultdict(lambda: 1.0)  # of each template, of late
 
-    def blocks(self, scene: Scene, count: int, write: bool, hard: bool) -> list[Block]:
+    def blocks(self, scene: Scene, count: int, write: bool, teach: bool) -> list[Block]:
         """Questions, and with `write` the caption before them."""
         found = []
         if write:
             ids = [*self.ids(caption(scene, self.rng)), self.end]
-            found.append(Block(ids, len(ids), "caption"))
-        for prompt, answer, kind in asked(scene, self.rng, count, hard):
+            found.append(Block(ids, len(ids), "caption", ""))
+        wrong = self.wrong if teach else None
+        for prompt, answer, kind, template, values in asked(scene, self.rng, count, wrong):
             after = [*self.ids(answer), self.end]
-            found.append(Block(self.ids(prompt) + after, len(after), kind))
+            thoughts, end = [], 0
+            for value in values:
+                end = prompt.index(" " + value, end) + len(value) + 1
+                what = answer
+                if template in COMPARED:
+                    what = " " + thought(scene, template, value)
+                thoughts.append((len(self.ids(prompt[:end])) - 1, self.ids(what)[0]))
+            ids = self.ids(prompt) + after
+            found.append(Block(ids, len(after), kind, template, tuple(thoughts)))
         return found
 
     def bag(self, scenes: list[Scene], lengths: tuple[int, int], how: str) -> Tensor:
@@ -193,19 +267,20 @@ class Reader:
         count: int,
         lengths: tuple[int, int] | None,
         how: str = "grid",
-        hard: bool = False,
+        teach: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[list[Block]]]:
         """What the model reads.
 
         Args:
             count: questions a scene.
             lengths: of the bags' visual and audio tokens; None for captions.
+            teach: ask more of what is answered wrongly.
 
         Returns:
             embeddings (batch, tokens, hidden); block (batch, tokens), 0 in the prefix and -1 in
             padding; positions, targets and their weights, (batch, tokens); each scene's blocks.
         """
-        all_blocks = [self.blocks(s, count, lengths is not None, hard) for s in scenes]
+        all_blocks = [self.blocks(s, count, lengths is not None, teach) for s in scenes]
         padded = partial(pad_sequence, batch_first=True)
         after = [torch.tensor([i for b in blocks for i in b.ids]) for blocks in all_blocks]
         if lengths is None:
@@ -234,8 +309,29 @@ class Reader:
                 first = stop - part.answer - 1
                 target[row, first : stop - 1] = answer
                 weight[row, first : stop - 1] = WRITTEN if part.type == "caption" else 1.0
+                for place, what in part.thoughts if teach else ():
+                    target[row, at + place], weight[row, at + place] = what, 1.0
                 at = stop
         return tokens, block, position, target, weight, all_blocks
+
+    def mark(self, logits: Tensor, target: Tensor, block: Tensor, blocks: list[list[Block]]):
+        """Each question with whether its answer is right word for word; keeps account of them."""
+        wrong = (logits.argmax(-1) != target) & (target != IGNORED)  # (batch, tokens)
+        marked = []
+        for row, of_scene in enumerate(blocks):
+            at = (block[row] == 0).sum().item()
+            missed = set()
+            for number, one in enumerate(of_scene, start=1):
+                stop = at + len(one.ids)
+                if wrong[row, stop - one.answer - 1 : stop - 1].any():
+                    missed.add(number)
+                at = stop
+            for number, one in enumerate(of_scene, start=1):
+                if one.template:
+                    marked.append((one, number not in missed))
+                    before = self.wrong[one.template]
+                    self.wrong[one.template] += MEMORY * ((number in missed) - before)
+        return marked
 
     def logits(self, tokens: Tensor, block: Tensor, position: Tensor) -> Tensor:
         """(batch, tokens, vocabulary); a block sees the prefix and itself alone."""
@@ -262,22 +358,23 @@ def ceilings(reader: Reader, scenes: list[Scene], lengths: tuple[int, int] | Non
     for start in range(0, len(scenes), BATCH):
         part = scenes[start : start + BATCH]
         tokens, block, position, target, _, blocks = reader.batch(part, 12, lengths)
-        wrong = (reader.logits(tokens, block, position).argmax(-1) != target) & (target != IGNORED)
-        for row, of_scene in enumerate(blocks):
-            for number, one in enumerate(of_scene, start=1):
-                if one.type != "caption":
-                    right[one.type].append(not wrong[row, block[row] == number].any().item())
+        logits = reader.logits(tokens, block, position)
+        for one, good in reader.mark(logits, target, block, blocks):
+            right[one.type].append(good)
     return {kind: round(float(np.mean(v)), 3) for kind, v in sorted(right.items())}
 
 
-def limits(reader: Reader, scenes: list[Scene]) -> dict[str, dict[str, float]]:
+def limits(
+    model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, scenes: list[Scene]
+) -> dict[str, dict[str, float]]:
     """The ceilings with captions as clean text and with facts as bags of 64 and 64 tokens."""
-    reader.model.eval()
+    model.eval()
+    reader = Reader(model, tokenizer, seed=5)
     found = {
         "caption": ceilings(reader, scenes, None),
         "facts": ceilings(reader, scenes, (64, 64)),
     }
-    reader.model.train()
+    model.train()
     return found
 
 
@@ -296,7 +393,7 @@ def pretrain_qwen2(
     """Train the tokenizer and the language model; returns its ceilings, and which are too low.
 
     Args:
-        go_on: train the model in `out` further, on questions that take several steps of thought.
+        go_on: train the model in `out` further.
     """
     rng = np.random.default_rng(3 if go_on else 1)
     drawn = list(clips.values())
@@ -305,29 +402,29 @@ def pretrain_qwen2(
         tokenizer = Qwen2Tokenizer.from_pretrained(out / "qwen2")
         model = Qwen2ForCausalLM.from_pretrained(out / "qwen2").train()
     else:
-        tokenizer = new_tokenizer(drawn[:3000], rng, ask)
+        tokenizer = new_tokenizer(drawn[:1000], rng)
         model = new_model(tokenizer).train()
     reader = Reader(model, tokenizer, seed=4 if go_on else 2)
-    peak = LR / 2 if go_on else LR
-    optimiser = Optimiser(model, model.model.layers, peak, steps, decay=0.01)
+    optimiser = Optimiser(model, model.model.layers, LR, steps, decay=0.01)
     bar = tqdm(range(steps), "Qwen2", mininterval=10)
     for step in bar:
         lengths = None
-        if rng.random() < 0.65:
-            lengths = tuple(int(n) for n in rng.choice(LENGTHS, size=2))
+        if rng.random() < 0.3 + 0.45 * step / steps:  # clean text first
+            lengths = tuple(rng.choice(list(LENGTHS), size=2, p=list(LENGTHS.values())).tolist())
         how = str(rng.choice(["grid", "grid", "sliding_window", "uniform"]))
         scenes = [drawn[i] for i in rng.integers(len(drawn), size=BATCH)]
-        tokens, block, position, target, weight, _ = reader.batch(
-            scenes, ask, lengths, how, hard=go_on or step >= steps // 5
+        tokens, block, position, target, weight, blocks = reader.batch(
+            scenes, ask, lengths, how, teach=True
         )
-        loss = weighted_loss(reader.logits(tokens, block, position), target, weight)
-        optimiser.step(loss)
+        logits = reader.logits(tokens, block, position)
+        optimiser.step(weighted_loss(logits, target, weight))
+        reader.mark(logits, target, block, blocks)
         if step % 250 == 249:
-            bar.write(f"after {step + 1} steps: " + json.dumps(limits(reader, held[:96])))
-        if step % 50 == 0:
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+            hardest = sorted(reader.wrong, key=lambda t: -reader.wrong[t])[:8]
+            bar.write(f"after {step + 1} steps: " + json.dumps(limits(model, tokenizer, held[:96])))
+            bar.write("hardest: " + "; ".join(f"{t} {reader.wrong[t]:.0%}" for t in hardest))
 
-    found = limits(reader, held)
+    found = limits(model, tokenizer, held)
     model.save_pretrained(out / "qwen2")
     tokenizer.save_pretrained(out / "qwen2")
     (out / "qwen2" / "ceilings.json").write_text(json.dumps(found, indent=1) + "\n")

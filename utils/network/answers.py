@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from modules.channel import Channel
 from modules.system import MEDIA, Answering, Batch
-from utils.data.answers import is_right
 from utils.data.clips import ClipTokens, Collate, in_order
 
 
@@ -20,7 +20,7 @@ def of_scenes(values: np.ndarray) -> dict[str, np.ndarray]:
     return {kind: values[:, i] for i, kind in enumerate(MEDIA)}
 
 
-def sent_at(snr_db: np.ndarray, device: torch.device) -> dict[str, torch.Tensor | float]:
+def sent_at(snr_db: np.ndarray, device: torch.device) -> dict[str, Tensor | float]:
     """SNRs in dB (scenes, 2) as the model takes them; questions are asked at the base station."""
     levels = of_scenes(torch.as_tensor(snr_db, dtype=torch.float32, device=device))
     return {**levels, "text": math.inf}
@@ -70,22 +70,22 @@ def right_answers(
     snr_db: np.ndarray,
     seed: int,
 ) -> np.ndarray:
-    """Which questions are answered right, (questions,).
+    """Which questions are answered right, word for word, (questions,).
 
     Args:
         lengths: patch tokens of the two users of each question's scene, (questions, 2); all
             questions of a clip are of one scene.
         snr_db: their SNRs in dB, (questions, 2).
     """
-    right: list[bool] = []
+    right: list[Tensor] = []
+    done = 0
     for batch, noise in batches(model, clips, tokenizer, seed):
         first = np.unique(batch.clip.cpu(), return_index=True)[1]  # question of each clip
-        here = len(right) + first
+        here = done + first
         at = sent_at(snr_db[here], batch.ids.device)
-        ids = model(batch, noise, at, of_scenes(lengths[here]), write=True)
-        said = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        right += [is_right(s, q.answer) for s, q in zip(said, batch.rows, strict=True)]
-    return np.array(right)
+        right.append(model(batch, noise, at, of_scenes(lengths[here]), do="check"))
+        done += len(batch.rows)
+    return torch.cat(right).cpu().numpy()
 
 
 @dataclass

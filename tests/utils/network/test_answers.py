@@ -36,14 +36,13 @@ def test_every_question_is_answered_at_its_own(made, in_parts, monkeypatch):
     model, clips, tokenizer = made
     seen, asked = [], []
 
-    def spy(batch, noise, snr_db, lengths, write):
-        assert snr_db.pop("text") == math.inf and write
+    def spy(batch, noise, snr_db, lengths, do):
+        assert snr_db.pop("text") == math.inf and do == "check"
         seen.append([np.stack([of[k] for k in ("visual", "audio")], 1) for of in (lengths, snr_db)])
         asked.extend(row.video_id for row in batch.rows)
-        return torch.zeros(len(batch.rows), 1, dtype=torch.long)
+        return torch.tensor([row.answer == "two" for row in batch.rows])
 
     monkeypatch.setattr(model, "forward", spy)
-    monkeypatch.setattr(answers, "is_right", lambda said, answer: answer == "two")
     lengths, snr = np.arange(24).reshape(12, 2), np.arange(24.0).reshape(12, 2)
     right = right_answers(model, clips, tokenizer, lengths, snr, seed=0)
     assert right.tolist() == [True, False] * 6 and asked == [str(i) for i in range(12)]
@@ -106,10 +105,10 @@ def test_questions_of_a_clip_are_asked_in_one_scene(made, in_parts, monkeypatch)
     monkeypatch.setattr(clips, "rows", rows)
     seen = []
 
-    def spy(batch, noise, snr_db, lengths, write):
+    def spy(batch, noise, snr_db, lengths, do):
         seen.extend(np.stack([lengths[k] for k in ("visual", "audio")], 1).tolist())
         assert all(len(snr_db[k]) == len(batch.visual) for k in ("visual", "audio"))
-        return torch.zeros(len(batch.rows), 1, dtype=torch.long)
+        return torch.ones(len(batch.rows), dtype=torch.bool)
 
     monkeypatch.setattr(model, "forward", spy)
     of_clip = np.arange(8).reshape(4, 2)
