@@ -37,6 +37,7 @@ class Config(StageConfig):
     seed: int = 3407  # paper: 3407
     data: str = "datasets/mini/VALOR"  # folder; mini: only its own; paper: datasets/VALOR
     mini_clips: list[int] = values(1600, 128, 160)  # of the mini world: train, val, test
+    threads: int = 2  # of each process on a CPU; 0: all its cores; paper preset: 0
     caption_tokens: int = 256  # captions are cut there; paper: 256
     snr_db: float = 10.0  # dB, training and evaluation; paper: 10
 

@@ -25,7 +25,7 @@ from utils.runs import Run, run_all  # noqa: E402
 
 def runs_of(seed: int) -> tuple[Run, Run, Run]:
     """The demo's two runs with another seed, and its second without the first."""
-    changes = {"seed": seed, "figures": "none"}
+    changes = {"seed": seed, "figures": "none", "threads": 1}  # others train beside it
     align = replace(ALIGN["mini"], name=f"seeds/align-{seed}", **changes)
     avqa = replace(AVQA["mini"], name=f"seeds/avqa-{seed}", **changes)
     alone = replace(avqa, name=f"seeds/unaligned-{seed}", init="none", question_only=False)

@@ -196,6 +196,7 @@ def stages(config: Config) -> tuple[task_align.Config, task_avqa.Config]:
         mini_clips=config.align_clips,
         steps=config.align_steps,
         temperature=config.temperature,
+        threads=task_avqa.PRESETS[config.preset].threads,  # others train beside it
         **same,
     )
     avqa = replace(

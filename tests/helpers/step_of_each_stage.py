@@ -44,7 +44,7 @@ def make(stage: str) -> tuple[nn.Module, Callable[[int, int], Batch]]:
     about = ABOUT if stage == "packed" else None
     clips = RandomClips(model.system, questions(CAPTIONS, ANSWERS, about))
     for name, weight in model.named_parameters():
-        # LoRA's B and a receiver's correction start at zero, and would hide the gradient before them.
+        # These start at zero, and would hide the gradient of what comes before them.
         if "lora_B" in name or "correction.2" in name:
             nn.init.normal_(weight, std=0.1, generator=seeded())
     model.system.release_encoders()

@@ -7,7 +7,6 @@ embeddings of words, pooled to some length and sent through noise as stage 2 doe
 """
 
 import json
-import re
 from collections import defaultdict
 from functools import cache, partial
 from itertools import product
@@ -22,9 +21,8 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from modules.foundation_model import IGNORED, PROMPT
+from modules.foundation_model import IGNORED
 from modules.token_compression import cells, window_bounds
-from utils.data.datasets import fill_template
 from utils.mini.facts import (
     BANDS,
     COLUMNS,
@@ -38,33 +36,33 @@ from utils.mini.facts import (
     seen_at_all,
     seen_by_patch,
 )
+from utils.mini.lessons import COMPARED, Progress, asked, thought
 from utils.mini.optimiser import Optimiser
 from utils.mini.scenes import Scene
-from utils.mini.text import LEVEL_WORDS, ORDER_WORDS, _by_level, caption, questions, spoken
+from utils.mini.text import caption
 
 # Patch tokens of a bag, and how often: most teach to think, the short ones to do with little.
 LENGTHS = {1: 0.08, 2: 0.08, 4: 0.14, 8: 0.15, 16: 0.25, 32: 0.15, 64: 0.15}
 MEDIA_SNR, QUESTION_SNR = (-3.0, 25.0), (10.0, 30.0)  # dB, drawn between
-REHEARSED = 0.05  # how often a question comes that is always answered right, beside 1 for never
-MEMORY = 0.02  # what one answer weighs in the running share of right ones
-BATCH = 24  # scenes a step
-LR = 6e-3
+# When the next questions come, from captions and from bags: below which share of wrong answers, and
+# after how many in any case. Few bags count.
+NEXT = ((0.08, 40_000), (0.15, 3_000))
+BATCH, ASKED = 24, 8  # scenes a step, questions a scene
 WRITTEN = 0.15  # what a word of a caption weighs beside one of an answer
 # A type's share of right answers below which the model is not to be shipped.
 CEILINGS = {"Comparative": 0.80, "": 0.90}
 
 
-# Questions of several steps, and what of the players they name is compared.
-COMPARED = {
-    "Does the <Object> sound louder than the <Object>?": "level",
-    "Does the <Object> start before the <Object>?": "turn",
-    "Does the <LR> player drown out the <LR> player?": "level",
-    "Does the <LR> player enter earlier than the <LR> player?": "turn",
-    "On which side is the <LL> player?": "instrument",
-    "Does the <FL> sound to enter come from the <LR>?": "instrument",
-    "Where is the player that enters <FL>?": "instrument",
-    "Does the <LR> player take a rest?": "instrument",
-}
+class Cycle(NamedTuple):
+    """A part of the steps, in which the learning rate rises and falls once."""
+
+    share: float  # of all steps
+    lr: float  # peak
+    bags: tuple[float, float]  # share of bags among what is read, at the beginning and at the end
+    seed: int
+
+
+CYCLES = (Cycle(0.8, 6e-3, (0.2, 0.8), 2), Cycle(0.2, 3e-3, (0.8, 0.8), 4))
 
 
 class Block(NamedTuple):
@@ -97,6 +95,8 @@ def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     with torch.no_grad():  # a token must be heard beside what the layers add to it
         model.model.embed_tokens.weight.normal_(0, 1)
         for layer in model.model.layers:
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                projection.bias.normal_(0, 0.7)  # heads prefer some distance from the start
             for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 projection.weight.div_((2 * config.num_hidden_layers) ** 0.5)
     return model
@@ -105,61 +105,11 @@ def new_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
 def new_tokenizer(scenes: list[Scene], rng: np.random.Generator) -> Qwen2Tokenizer:
     """Byte-level BPE of captions, questions, answers and the words that stand for facts, in which
     each word becomes one token."""
-    lines, alike = [], defaultdict(lambda: 1.0)
+    lines = []
     for scene in scenes:
-        lines += [caption(scene, rng), *(q + a for q, a, *_ in asked(scene, rng, 40, alike))]
+        lines += [caption(scene, rng), *(q + a for q, a, *_ in asked(scene, rng, 40, {}))]
     lines += [" " + word for word in (*SEEN, *HEARD)]
     return Qwen2Tokenizer(vocab={}, merges=[]).train_new_from_iterator(lines, vocab_size=1024)
-
-
-def asked(
-    scene: Scene, rng: np.random.Generator, count: int, wrong: dict[str, float] | None = None
-) -> list[tuple[str, str, str, str, tuple[str, ...]]]:
-    """Some of the scene's questions in the form that stage 2 uses: prompt, answer, type, template
-    and its values.
-
-    Args:
-        wrong: how often each template is answered wrongly; what is still to be learnt comes more
-            often. None asks all alike.
-    """
-    found = [
-        (
-            fill_template(row["question_content"], json.loads(row["templ_values"])),
-            row["anser"],
-            " ".join(json.loads(row["type"])),
-            row["question_content"],
-            tuple(json.loads(row["templ_values"])),
-        )
-        for row in questions(scene, rng)
-    ]
-    share = np.ones(len(found))
-    if wrong is not None:
-        found += [(asks, says, "step", kind, (about,)) for kind, about, asks, says in steps_of_thought(scene)]
-        share = np.array([REHEARSED + wrong[template] for *_, template, _ in found])
-    # Drawn without replacement by their shares (Efraimidis and Spirakis, 2006).
-    order = np.argsort(rng.exponential(size=len(found)) / share)
-    return [(PROMPT.format(question=asks), " " + says, *rest) for asks, says, *rest in
-            (found[i] for i in order[:count])]
-
-
-def steps_of_thought(scene: Scene) -> list[tuple[str, str, str, str]]:
-    """Questions of one step each, as template, value, question and answer: who has which place,
-    level and turn. Those of the data set join two or three such steps, which is learnt far later alone."""
-    ranked, found = _by_level(scene.sounding), []
-    for order, p in zip(ORDER_WORDS, scene.sounding, strict=False):
-        level, name = LEVEL_WORDS[ranked.index(p)], p.instrument
-        side = "off-stage" if p.position == "off" else p.position
-        for template, about, answer in (
-            ("How loud is the <LR> player?", side, level),
-            ("How loud is the <Object>?", name, level),
-            ("Who is <level>?", level, spoken(p)),
-            ("When does the <LR> player enter?", side, order),
-            ("When does the <Object> enter?", name, order),
-            ("Who enters <TH>?", order, spoken(p)),
-            ("Does the <Object> rest?", name, "yes" if p.rests else "no"),
-        ):
-            found.append((template, about, re.sub("<.*>", about, template), answer))
-    return found
 
 
 @cache
@@ -181,24 +131,6 @@ def pooling(kind: str, how: str, length: int) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True)
 
 
-def thought(scene: Scene, template: str, value: str) -> str:
-    """What to think of where a question names a player: its level or turn if those are compared,
-    else its instrument, by which picture and sound are joined."""
-    ranked, heard = _by_level(scene.sounding), scene.sounding
-    playing = {"first": [p for p in heard if p.position != "off"],
-               "loudest": [p for p in ranked if p.position != "off"]}
-    playing |= {"last": playing["first"][::-1], "softest": playing["loudest"][::-1]}
-    if value in playing:
-        who = playing[value][0]
-    else:
-        who = next(p for p in (*scene.on_stage, *heard) if value in (p.position, p.instrument))
-    if who in heard and COMPARED.get(template) == "level":
-        return LEVEL_WORDS[ranked.index(who)]
-    if who in heard and COMPARED.get(template) == "turn":
-        return ORDER_WORDS[heard.index(who)]
-    return who.instrument.replace("_", " ")
-
-
 class Reader:
     """Makes batches of prefixes and blocks for one language model.
 
@@ -211,16 +143,16 @@ class Reader:
         self.end = tokenizer.eos_token_id
         self.rng, self.noise = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
         self.ids = cache(lambda text: tokenizer(text)["input_ids"])
-        self.wrong: dict[str, float] = defaultdict(lambda: 1.0)  # of each template, of late
 
-    def blocks(self, scene: Scene, count: int, write: bool, teach: bool) -> list[Block]:
+    def blocks(
+        self, scene: Scene, count: int, write: bool, shares: dict[str, float] | None
+    ) -> list[Block]:
         """Questions, and with `write` the caption before them."""
         found = []
         if write:
             ids = [*self.ids(caption(scene, self.rng)), self.end]
             found.append(Block(ids, len(ids), "caption", ""))
-        wrong = self.wrong if teach else None
-        for prompt, answer, kind, template, values in asked(scene, self.rng, count, wrong):
+        for prompt, answer, kind, template, values in asked(scene, self.rng, count, shares):
             after = [*self.ids(answer), self.end]
             thoughts, end = [], 0
             for value in values:
@@ -267,20 +199,20 @@ class Reader:
         count: int,
         lengths: tuple[int, int] | None,
         how: str = "grid",
-        teach: bool = False,
+        shares: dict[str, float] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[list[Block]]]:
         """What the model reads.
 
         Args:
             count: questions a scene.
             lengths: of the bags' visual and audio tokens; None for captions.
-            teach: ask more of what is answered wrongly.
+            shares: how often templates are asked, to teach: then what to think of is a target too.
 
         Returns:
             embeddings (batch, tokens, hidden); block (batch, tokens), 0 in the prefix and -1 in
             padding; positions, targets and their weights, (batch, tokens); each scene's blocks.
         """
-        all_blocks = [self.blocks(s, count, lengths is not None, teach) for s in scenes]
+        all_blocks = [self.blocks(s, count, lengths is not None, shares) for s in scenes]
         padded = partial(pad_sequence, batch_first=True)
         after = [torch.tensor([i for b in blocks for i in b.ids]) for blocks in all_blocks]
         if lengths is None:
@@ -309,28 +241,24 @@ class Reader:
                 first = stop - part.answer - 1
                 target[row, first : stop - 1] = answer
                 weight[row, first : stop - 1] = WRITTEN if part.type == "caption" else 1.0
-                for place, what in part.thoughts if teach else ():
+                for place, what in part.thoughts if shares is not None else ():
                     target[row, at + place], weight[row, at + place] = what, 1.0
                 at = stop
         return tokens, block, position, target, weight, all_blocks
 
-    def mark(self, logits: Tensor, target: Tensor, block: Tensor, blocks: list[list[Block]]):
-        """Each question with whether its answer is right word for word; keeps account of them."""
-        wrong = (logits.argmax(-1) != target) & (target != IGNORED)  # (batch, tokens)
+    def mark(
+        self, logits: Tensor, target: Tensor, block: Tensor, blocks: list[list[Block]]
+    ) -> list[tuple[Block, bool]]:
+        """Each question with whether its answer is right word for word."""
+        wrong = ((logits.argmax(-1) != target) & (target != IGNORED)).numpy()  # (batch, tokens)
         marked = []
         for row, of_scene in enumerate(blocks):
-            at = (block[row] == 0).sum().item()
-            missed = set()
-            for number, one in enumerate(of_scene, start=1):
-                stop = at + len(one.ids)
-                if wrong[row, stop - one.answer - 1 : stop - 1].any():
-                    missed.add(number)
-                at = stop
-            for number, one in enumerate(of_scene, start=1):
+            stop = int((block[row] == 0).sum())
+            for one in of_scene:
+                stop += len(one.ids)
                 if one.template:
-                    marked.append((one, number not in missed))
-                    before = self.wrong[one.template]
-                    self.wrong[one.template] += MEMORY * ((number in missed) - before)
+                    missed = wrong[row, stop - one.answer - 1 : stop - 1].any()
+                    marked.append((one, not missed))
         return marked
 
     def logits(self, tokens: Tensor, block: Tensor, position: Tensor) -> Tensor:
@@ -387,42 +315,15 @@ def too_low(found: dict[str, float]) -> list[str]:
     ]
 
 
-def pretrain_qwen2(
-    clips: dict[str, Scene], steps: int, out: Path, go_on: bool = False, ask: int = 8
-) -> dict:
-    """Train the tokenizer and the language model; returns its ceilings, and which are too low.
-
-    Args:
-        go_on: train the model in `out` further.
-    """
-    rng = np.random.default_rng(3 if go_on else 1)
-    drawn = list(clips.values())
-    held, drawn = drawn[-240:], drawn[:-240]
-    if go_on:
-        tokenizer = Qwen2Tokenizer.from_pretrained(out / "qwen2")
-        model = Qwen2ForCausalLM.from_pretrained(out / "qwen2").train()
-    else:
-        tokenizer = new_tokenizer(drawn[:1000], rng)
-        model = new_model(tokenizer).train()
-    reader = Reader(model, tokenizer, seed=4 if go_on else 2)
-    optimiser = Optimiser(model, model.model.layers, LR, steps, decay=0.01)
-    bar = tqdm(range(steps), "Qwen2", mininterval=10)
-    for step in bar:
-        lengths = None
-        if rng.random() < 0.3 + 0.45 * step / steps:  # clean text first
-            lengths = tuple(rng.choice(list(LENGTHS), size=2, p=list(LENGTHS.values())).tolist())
-        how = str(rng.choice(["grid", "grid", "sliding_window", "uniform"]))
-        scenes = [drawn[i] for i in rng.integers(len(drawn), size=BATCH)]
-        tokens, block, position, target, weight, blocks = reader.batch(
-            scenes, ask, lengths, how, teach=True
-        )
-        logits = reader.logits(tokens, block, position)
-        optimiser.step(weighted_loss(logits, target, weight))
-        reader.mark(logits, target, block, blocks)
-        if step % 250 == 249:
-            hardest = sorted(reader.wrong, key=lambda t: -reader.wrong[t])[:8]
-            bar.write(f"after {step + 1} steps: " + json.dumps(limits(model, tokenizer, held[:96])))
-            bar.write("hardest: " + "; ".join(f"{t} {reader.wrong[t]:.0%}" for t in hardest))
+def pretrain_qwen2(clips: dict[str, Scene], steps: int, out: Path) -> dict:
+    """Train the tokenizer and the language model; returns its ceilings, and which are too low."""
+    rng, scenes = np.random.default_rng(1), list(clips.values())
+    held, scenes = scenes[-240:], scenes[:-240]
+    tokenizer = new_tokenizer(scenes[:1000], rng)
+    model = new_model(tokenizer).train()
+    for cycle in CYCLES:
+        teach(model, tokenizer, scenes, held[:96], cycle, round(steps * cycle.share), rng)
+        rng = np.random.default_rng(3)
 
     found = limits(model, tokenizer, held)
     model.save_pretrained(out / "qwen2")
@@ -430,3 +331,41 @@ def pretrain_qwen2(
     (out / "qwen2" / "ceilings.json").write_text(json.dumps(found, indent=1) + "\n")
     low = {k: too_low(v) for k, v in found.items()}
     return found | {"too low to ship": low}
+
+
+def teach(
+    model: Qwen2ForCausalLM,
+    tokenizer: Qwen2Tokenizer,
+    drawn: list[Scene],
+    held: list[Scene],
+    cycle: Cycle,
+    steps: int,
+    rng: np.random.Generator,
+) -> None:
+    """One cycle of the learning rate, over scenes drawn from `drawn`; `held` are looked at on the
+    way."""
+    reader, of_captions, of_bags = (
+        Reader(model, tokenizer, cycle.seed),
+        *(Progress(*n) for n in NEXT),
+    )
+    optimiser = Optimiser(model, model.model.layers, cycle.lr, steps, decay=0.01)
+    bar = tqdm(range(steps), "Qwen2", mininterval=10)
+    for step in bar:
+        lengths, progress = None, of_captions
+        if rng.random() < np.interp(step, (0, steps), cycle.bags):
+            lengths = tuple(rng.choice(list(LENGTHS), size=2, p=list(LENGTHS.values())).tolist())
+            progress = of_bags
+        how = str(rng.choice(["grid", "grid", "sliding_window", "uniform"]))
+        scenes = [drawn[i] for i in rng.integers(len(drawn), size=BATCH)]
+        tokens, block, position, target, weight, blocks = reader.batch(
+            scenes, ASKED, lengths, how, progress.shares()
+        )
+        logits = reader.logits(tokens, block, position)
+        optimiser.step(weighted_loss(logits, target, weight))
+        # Fewer tokens, or windows across rows, cannot tell all.
+        if lengths is None or (how == "grid" and min(lengths) >= 16):
+            marked = reader.mark(logits, target, block, blocks)
+            progress.mark((one.template, right) for one, right in marked)
+        if step % 250 == 249:
+            bar.write(f"after {step + 1} steps: " + json.dumps(limits(model, tokenizer, held)))
+            bar.write(f"learning {[*of_captions.shares()]} and {[*of_bags.shares()]}")

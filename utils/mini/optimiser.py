@@ -67,7 +67,10 @@ class Optimiser:
         taken = {id(p) for p in matrices}
         others = [p for p in model.parameters() if id(p) not in taken]
         options = {"lr": lr, "weight_decay": decay}
-        self.both = [Muon(matrices, **options), torch.optim.AdamW(others, betas=(0.9, 0.98), **options)]
+        self.both = [
+            Muon(matrices, **options),
+            torch.optim.AdamW(others, betas=(0.9, 0.98), **options),
+        ]
         cycle = {"max_lr": lr, "total_steps": steps, "pct_start": 0.1, "cycle_momentum": False}
         self.schedules = [OneCycleLR(optimizer, **cycle) for optimizer in self.both]
 

@@ -40,7 +40,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     seen = _listed([spoken(p) for p in scene.on_stage])
     sentences = [f"{place} under a {scene.banner} banner we see a {seen}."]
     sentences += [f"The {spoken(p)} stays silent." for p in scene.on_stage if not p.sounding]
-    ranked = _by_level(scene.sounding)
+    ranked = by_level(scene.sounding)
     for order, p in zip(ORDER_WORDS, scene.sounding, strict=False):
         level, rest = LEVEL_WORDS[ranked.index(p)], " and rests" if p.rests else ""
         sentences.append(f"The {spoken(p)} enters {order}, {level}{rest}.")
@@ -49,7 +49,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return " ".join(sentences)
 
 
-def _by_level(performers: list[Performer]) -> list[Performer]:
+def by_level(performers: list[Performer]) -> list[Performer]:
     return sorted(performers, key=lambda p: -p.level)
 
 
@@ -126,7 +126,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict]:
 
     if len(heard) > 1:
         kind = ("Audio", "Comparative")
-        a, b = either_way(_by_level(heard))
+        a, b = either_way(by_level(heard))
         both = [a.instrument, b.instrument]
         ask("Does the <Object> sound louder than the <Object>?", both, a.level > b.level)
         a, b = pair(heard)
@@ -134,7 +134,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[dict]:
         ask("Does the <Object> start before the <Object>?", both, a.start < b.start)
 
     if len(playing) > 1:
-        ranked, ordered = _by_level(playing), sorted(playing, key=lambda p: p.start)
+        ranked, ordered = by_level(playing), sorted(playing, key=lambda p: p.start)
         kind = ("Audio-Visual", "Location")
         end, word = pick([(ranked[0], "loudest"), (ranked[-1], "softest")])
         ask("On which side is the <LL> player?", [word], end.position)

@@ -64,6 +64,21 @@ def test_bags_are_pooled_as_tokens_are(how):
     torch.testing.assert_close(pooling("visual", how, 16) @ patches, expected)
 
 
+def test_thoughts_stand_where_players_are_named(reader):
+    """In teaching the last token of each name is to predict what belongs to the player."""
+    _, block, _, target, _, blocks = reader.batch(SCENES, 20, None, shares={})
+    thoughts = 0
+    for row, parts in enumerate(blocks):
+        at = (block[row] == 0).sum().item()
+        for part in parts:
+            for place, what in part.thoughts:
+                assert target[row, at + place] == what
+                assert part.ids[place] != part.ids[-1]
+                thoughts += 1
+            at += len(part.ids)
+    assert thoughts > 30
+
+
 def test_a_weak_model_is_not_kept():
     """Types under their ceiling are named; comparing may be a little harder than the rest."""
     assert too_low({"Audio Comparative": 0.81, "Audio Counting": 0.95}) == []
