@@ -52,7 +52,7 @@ class Config(StageConfig):
     lora_rank: int = 4  # 0 switches LoRA off; paper: 4
     lora_alpha: float = 16.0  # paper: 16
     lora_dropout: float = 0.1  # paper: 0.1
-    lora_targets: list[str] = values("q_proj", "v_proj")  # paper: q_proj, v_proj
+    lora_targets: list[str] = values()  # empty: as is usual of the family; paper: q_proj, v_proj
 
     # Optimisation
     batch: int = 32  # questions, over all processes; paper: 8
@@ -75,6 +75,7 @@ PRESETS = {
         **PAPER,
         init="checkpoint/align-paper-tau0.07.pth",
         data="datasets/MUSIC-AVQA",
+        lora_targets=["q_proj", "v_proj"],
         batch=8,
         steps=300,
         lr=1e-4,
@@ -127,10 +128,8 @@ def build_model(config: Config):
     """The system with LoRA, ready to answer, and the processors of its media and text."""
     system, processors = build_system(config)
     model = Answering(system, config, processors.tokenizer.eos_token_id)
-    foundation = system.foundation
-    foundation.add_lora(
-        config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets
-    )
+    c, foundation = config, system.foundation
+    foundation.add_lora(c.lora_rank, c.lora_alpha, c.lora_dropout, c.lora_targets)
     if config.gradient_checkpointing:
         foundation.save_memory()
     if config.compile:

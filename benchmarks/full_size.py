@@ -58,13 +58,14 @@ def qwen(vocabulary: int = VOCABULARY, **sizes: int) -> Qwen2Config:
     )
 
 
-def save_encoders(folder: Path) -> tuple[Path, Path]:
-    """Folders of a ViViT-B of 89 M and an AST of 86 M parameters, in float32."""
+def save_encoders(folder: Path, **sizes: int) -> tuple[Path, Path]:
+    """Folders of a ViViT-B of 89 M and an AST of 86 M parameters, in float32, but for `sizes` of
+    both."""
     vivit, ast = folder / "vivit", folder / "ast"
     torch.manual_seed(0)
-    VivitModel(VivitConfig(), add_pooling_layer=False).save_pretrained(vivit)
+    VivitModel(VivitConfig(**sizes), add_pooling_layer=False).save_pretrained(vivit)
     VivitImageProcessor().save_pretrained(vivit)
-    ASTModel(ASTConfig()).save_pretrained(ast)
+    ASTModel(ASTConfig(**sizes)).save_pretrained(ast)
     ASTFeatureExtractor().save_pretrained(ast)
     return vivit, ast
 
@@ -72,7 +73,9 @@ def save_encoders(folder: Path) -> tuple[Path, Path]:
 def save_language_model(folder: Path, dtype: torch.dtype, **sizes: int) -> Path:
     """A folder of a Qwen2 of these sizes over the real vocabulary; the mini world's tokenizer."""
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM._from_config(qwen(**sizes), dtype=dtype)
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # where 1.5 G numbers are drawn at once
+    with torch.device(device):
+        model = Qwen2ForCausalLM._from_config(qwen(**sizes), dtype=dtype)
     model.save_pretrained(folder)
     for file in TOKENIZER.iterdir():
         if "token" in file.name or file.name in ("vocab.json", "merges.txt"):

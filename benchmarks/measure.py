@@ -7,12 +7,13 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,10 +120,12 @@ def commit() -> str:
     return head + ("+" if changed else "")
 
 
-def matmul_peak(dtype: torch.dtype = torch.float32) -> dict:
+def matmul_peak(
+    dtype: torch.dtype = torch.float32, sizes: Sequence[int] = (1024, 2048, 4096)
+) -> dict:
     """The best rate of a square matrix product, FLOP/s: what the machine can do."""
     rates = []
-    for n in (1024, 2048, 4096):
+    for n in sizes:
         a, b = (torch.randn(n, n, device=device(), dtype=dtype) for _ in range(2))
         rates.append(2 * n**3 / seconds(lambda a=a, b=b: a @ b))
     return {"gflops": max(rates) / 1e9}
@@ -219,7 +222,8 @@ def cached(folder: Path, stage: str) -> dict:
     system, config = model.system, config_of(folder, stage)
     config = replace(config, cache=str(folder / "cache"), encode_batch=BATCH, steps=10, workers=0)
     estimate = sum(clip_bytes(tx) for tx in system.transmitters.values())
-    data = load_clips(config, READ[stage], system, processors.readers, start(config))["train"]
+    loaded = load_clips(config, READ[stage], system, processors.readers, start(config))
+    data, names = loaded["train"], {row.video_id for part in loaded.values() for row in part.rows}
     files = [file for kind in data.folders.values() for file in kind.iterdir()]
     collate = Collate(processors.tokenizer)
 
@@ -230,7 +234,7 @@ def cached(folder: Path, stage: str) -> dict:
     return {
         "clips_per_s": 10 * BATCH / seconds(epoch),
         "estimated_cache_bytes_per_clip": estimate,
-        "cache_bytes_per_clip": 2 * statistics.mean(f.stat().st_blocks * 512 for f in files),
+        "cache_bytes_per_clip": sum(f.stat().st_blocks * 512 for f in files) / len(names),
     }
 
 
@@ -301,7 +305,9 @@ def random_batch(
 
 
 SIZES = {
+    "full": full_size.QWEN_1_5B,
     "mid": full_size.QWEN_SMALL,  # 42 M parameters
+    "small": {**full_size.QWEN_SMALL, "num_hidden_layers": 1, "vocabulary": 4096},
     # One layer of Qwen2.5-1.5B; logits of answers alone make the vocabulary matter little.
     "layer": {**full_size.QWEN_1_5B, "num_hidden_layers": 1, "vocabulary": 4096},
 }
@@ -313,15 +319,30 @@ def stage_2(size: str, tokens: int) -> tuple[Answering, AdamW]:
     config = replace(task_avqa.PRESETS[preset], visual_tokens=tokens, audio_tokens=tokens)
     if size == "mini":
         model, _ = task_avqa.build_model(config)
+        model.system.release_encoders()
     else:
-        language = full_size.qwen(**SIZES[size])
-        with torch.device("meta"):
-            encoders = shapes.encoders_of(shapes.PAPER)
-        language_model = Qwen2ForCausalLM._from_config(language, dtype=getattr(torch, dtype()))
-        model = Answering(System(config, encoders, language_model), config, end_id=0)
+        model = Answering(without_encoders(config, size), config, end_id=0)
         model.system.foundation.add_lora(4, 16, 0.1, ["q_proj", "v_proj"])
-    model.system.release_encoders()
     return model.to(device()), AdamW(model.system.trainable(), lr=1e-4)
+
+
+def stage_1(size: str, tokens: int) -> tuple[Alignment, AdamW]:
+    """Stage 1 of the paper preset without encoders, over a language model in `SIZES`."""
+    config = replace(task_align.PRESETS["paper"], visual_tokens=tokens, audio_tokens=tokens)
+    model = Alignment(without_encoders(config, size), config).to(device())
+    return model, AdamW(model.system.trainable(), lr=1e-4)
+
+
+def without_encoders(config: Any, size: str) -> System:
+    """A system as wide as the paper's encoders are, which are gone, with random weights."""
+    with torch.device("meta"):
+        encoders = shapes.encoders_of(shapes.PAPER)
+    with device():
+        language = full_size.qwen(**SIZES[size])
+        language_model = Qwen2ForCausalLM._from_config(language, dtype=getattr(torch, dtype()))
+    system = System(config, encoders, language_model)
+    system.release_encoders()
+    return system
 
 
 def attention_flops(shape, keys: tuple, causal: bool, products: int) -> int:

@@ -1,18 +1,23 @@
-"""The foundation model at the base station: Qwen2.5, read and tuned through its embeddings."""
+"""The foundation model at the base station: any causal language model of transformers (Qwen2.5 in
+the paper), read and tuned through its embeddings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
 
 from modules.losses import ratio
 
 PROMPT_END = " Answer:"
 PROMPT = "Question: {question}" + PROMPT_END
 IGNORED = -100  # a target that costs nothing
+ALL_LINEAR = "all-linear"  # peft's name for every linear layer but the vocabulary head
 
 
 @dataclass
@@ -38,35 +43,67 @@ class FoundationModel(nn.Module):
         self.language_model = language_model.requires_grad_(False)
         self.hidden = language_model.config.hidden_size
 
-    def add_lora(self, rank: int, alpha: float, dropout: float, targets: list[str]) -> None:
-        """Wrap the projections named in `targets` by LoRA (Hu et al., 2021); rank 0 adds none."""
-        if rank:
-            lora = LoraConfig(
-                r=rank,
-                lora_alpha=alpha,
-                lora_dropout=dropout,
-                target_modules=targets,
-                task_type="CAUSAL_LM",
-            )
-            self.language_model = get_peft_model(self.language_model, lora)
+    def add_lora(
+        self, rank: int, alpha: float, dropout: float, targets: Sequence[str] = ()
+    ) -> None:
+        """Wrap the layers named in `targets` by LoRA (Hu et al., 2021); rank 0 adds none.
+
+        Args:
+            targets: names of layers, or `all-linear` alone; empty for those that peft has for the
+                model's family, which are mostly its query and value projections.
+
+        Raises:
+            ValueError: in one line, for a name that no layer has.
+        """
+        if not rank:
+            return
+        model = self.language_model
+        layers = dict(model.named_modules())
+        linear = {n: type(x) for n, x in layers.items() if isinstance(x, (nn.Linear, Conv1D))}
+        if not targets:
+            targets = LORA_TARGETS.get(model.config.model_type, ["q_proj", "v_proj"])
+        for target in targets if list(targets) != [ALL_LINEAR] else ():
+            if not any(f".{name}".endswith(f".{target}") for name in layers):
+                known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+                raise ValueError(
+                    f"lora_targets {target}: no layer of {type(model).__name__} has this name; "
+                    f"choose from {known}, or {ALL_LINEAR} alone"
+                )
+        lora = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=ALL_LINEAR if ALL_LINEAR in targets else list(targets),
+            fan_in_fan_out=Conv1D in linear.values(),  # GPT-2's weights lie the other way round
+            task_type="CAUSAL_LM",
+        )
+        self.language_model = get_peft_model(model, lora)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids (batch, tokens) to embeddings (batch, tokens, hidden)."""
         return self.language_model.get_input_embeddings()(ids)
 
     def words(self) -> Tensor:
-        """The embeddings of all words, (vocabulary, hidden): the model's own table, no copy."""
-        return self.language_model.get_input_embeddings().weight
+        """The embeddings of all words, (vocabulary, hidden), as `embed` gives them: the model's own
+        table, no copy but in families that scale it before they read it, as Gemma does."""
+        table = self.language_model.get_input_embeddings()
+        scale = getattr(table, "embed_scale", None)  # a number without dimensions
+        return table.weight if scale is None else table.weight * scale.to(table.weight.dtype)
 
     def embedding_rms(self) -> Tensor:
         """Root mean square of an embedding entry, about 1e-2 in Qwen2.5, a number."""
         return self.words().float().square().mean().sqrt()
 
+    def scores(self, states: Tensor) -> Tensor:
+        """Logits over the vocabulary, (..., vocabulary), of last hidden states (..., hidden)."""
+        logits = self.language_model.get_output_embeddings()(states)
+        cap = getattr(self.language_model.config, "final_logit_softcapping", None)  # of Gemma 2
+        return cap * torch.tanh(logits / cap) if cap else logits
+
     @property
     def decoder(self) -> nn.Module:
         """The language model without its vocabulary head."""
-        model = self.language_model
-        return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+        return self.language_model.get_decoder()
 
     def save_memory(self) -> None:
         """Keep no activations inside a layer: the backward pass computes them again."""
@@ -74,8 +111,9 @@ class FoundationModel(nn.Module):
 
     def compile(self) -> None:
         """Compile the decoder's layers by torch.compile, one after the other as they are alike."""
-        for layer in self.decoder.layers:
-            layer.compile(dynamic=True)
+        for part in self.decoder.children():
+            for layer in part if isinstance(part, nn.ModuleList) else ():
+                layer.compile(dynamic=True)
 
     def hidden_states(
         self, embeddings: Tensor, sees: Tensor | None = None, cache: Cache | None = None
@@ -89,18 +127,10 @@ class FoundationModel(nn.Module):
                 sees every earlier position, so padding must come last.
             cache: keys and values of tokens before these, which are added to it.
         """
-        # Without a mask scaled-dot-product attention runs its causal kernel. It is given, or None,
-        # for each kind of layer: the library then does not look into the tensors to make one, for
-        # which the host would have to wait.
-        mask = position = None
-        if sees is not None:
-            unseen = torch.finfo(embeddings.dtype).min
-            mask = torch.zeros_like(sees, dtype=embeddings.dtype).masked_fill(~sees, unseen)
-            mask, position = mask[:, None], sees.sum(dim=2) - 1
         return self.decoder(
             inputs_embeds=embeddings,
-            attention_mask=dict.fromkeys(self.decoder.config.layer_types, mask),
-            position_ids=position,
+            attention_mask=attention_masks(self.decoder.config, sees, embeddings.dtype),
+            position_ids=None if sees is None else sees.sum(dim=2) - 1,
             cache=cache,
             use_cache=cache is not None,
         ).last_hidden_state
@@ -150,7 +180,7 @@ class FoundationModel(nn.Module):
         states = self.hidden_states(tokens, visible(block) if packed else None)
         # An answer's token is predicted one position earlier.
         states = states.flatten(0, 1)[place[:, received.question.shape[1] :] - 1]
-        return self.language_model.get_output_embeddings()(states)
+        return self.scores(states)
 
     @torch.inference_mode()
     def generate(self, received: Received, end_id: int, max_new_tokens: int = 8) -> Tensor:
@@ -172,11 +202,61 @@ class FoundationModel(nn.Module):
             new = tokens.shape[1]
             sees = real[:, None].expand(-1, new, -1).tril(real.shape[1] - new)
             states = self.hidden_states(tokens.to(dtype), sees, cache)
-            scores = self.language_model.get_output_embeddings()(states[:, -1])
+            scores = self.scores(states[:, -1])  # (questions, vocabulary)
             said.append(scores.argmax(dim=1).masked_fill(ended, end_id))
             ended = ended | (said[-1] == end_id)
             tokens, real = self.embed(said[-1])[:, None], pad(real, (0, 1), value=True)
         return torch.stack(said, dim=1)
+
+
+@torch.inference_mode()
+def misread(model: FoundationModel) -> float:
+    """By what share of their size the scores of two answers that share a sequence differ from what
+    the library computes of each in a row by itself. It is rounding where attention is causal and
+    takes the masks and positions that it is given, and the scores are those of `scores`."""
+    ids = torch.arange(1, 13, device=model.language_model.device)
+    media, question, answer = ids[None, :4], ids[4:8].view(2, 2), ids[8:].view(2, 2)
+    real, media_tokens = torch.ones_like(answer, dtype=torch.bool), model.embed(media)
+    received = Received(
+        media=media_tokens,
+        media_mask=torch.ones_like(media, dtype=torch.bool),
+        question=model.embed(question),
+        question_mask=real,
+        clip=torch.zeros_like(answer[:, 0]),
+    )
+    found = model.answer_logits(received, answer, real, text_tokens=8)
+    texts = torch.cat([received.question, model.embed(answer)], dim=1)
+    rows = torch.cat([media_tokens.expand(2, -1, -1), texts], dim=1)
+    wanted = model.language_model(inputs_embeds=rows).logits[:, -3:-1]
+    return ((found - wanted).float().norm() / wanted.float().norm()).item()
+
+
+def attention_masks(
+    config: PreTrainedConfig, sees: Tensor | None, dtype: torch.dtype
+) -> Tensor | dict[str, Tensor | None] | None:
+    """What a decoder of this configuration takes as `attention_mask`, by kind of layer where it has
+    kinds: added to the scores, (batch, 1, tokens, cached + tokens), for `sees` as `hidden_states`
+    has it. A layer with a sliding window sees the last so many of these.
+
+    Without a mask scaled-dot-product attention runs its causal kernel. Where it is given as None
+    for each kind the library does not look into the tensors to make one, for which the host would
+    have to wait.
+    """
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    if sees is None:
+        return dict.fromkeys(kinds) if kinds and {*kinds} == {"full_attention"} else None
+    # Positions count what is seen, so the distance to a token is the number of those seen after it.
+    near = sees & (sees.flip(2).cumsum(dim=2).flip(2) <= window) if window else sees
+    if not kinds:
+        return added(near, dtype)
+    return {"full_attention": added(sees, dtype), "sliding_attention": added(near, dtype)}
+
+
+def added(sees: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention scores, (batch, 1, tokens, cached + tokens): 0 where a token sees
+    another, and so little elsewhere that it does not."""
+    unseen = torch.finfo(dtype).min
+    return torch.zeros_like(sees, dtype=dtype).masked_fill(~sees, unseen)[:, None]
 
 
 def pack(

@@ -1,6 +1,6 @@
 """The token transmitter of a user device: frozen encoder, token compression, projection."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import copy
 from typing import Any, NamedTuple
@@ -29,10 +29,28 @@ class Encoded(NamedTuple):
 
 def vivit_grid(config: Any) -> Tensor:
     """Where each of ViViT's patches lies, (patches, 3): time, height, width."""
-    frames, height, width = config.tubelet_size
-    side = config.image_size
-    across = side if isinstance(side, (list, tuple)) else (side, side)
-    return places_of(config.num_frames // frames, across[0] // height, across[1] // width)
+    frames, *patch = config.tubelet_size
+    return places_of(config.num_frames // frames, *patches_across(config.image_size, patch))
+
+
+def videomae_grid(config: Any) -> Tensor:
+    """Where each of VideoMAE's patches lies, (patches, 3): time, height, width."""
+    across = patches_across(config.image_size, config.patch_size)
+    return places_of(config.num_frames // config.tubelet_size, *across)
+
+
+def frames_grid(config: Any) -> Tensor:
+    """Where the patches of frames lie that are read one by one, (patches, 3): time, height,
+    width."""
+    return places_of(config.num_frames, *patches_across(config.image_size, config.patch_size))
+
+
+def patches_across(image: int | Sequence[int], patch: int | Sequence[int]) -> tuple[int, int]:
+    """Patches in height and width; sizes in pixels, one number for a square."""
+    (height, width), (tall, wide) = (
+        size if isinstance(size, Sequence) else (size, size) for size in (image, patch)
+    )
+    return height // tall, width // wide
 
 
 def ast_grid(config: Any) -> Tensor:
@@ -42,17 +60,26 @@ def ast_grid(config: Any) -> Tensor:
     return places_of(rows, columns).flip(1)
 
 
+def whisper_grid(config: Any) -> Tensor:
+    """When each token of Whisper's encoder begins, (tokens, 1)."""
+    return places_of(config.max_source_positions)
+
+
 def places_of(*sizes: int) -> Tensor:
     """Every place of a grid of so many steps along each axis, the last axis fastest, in the host's
     memory: (places, axes), float32."""
     steps = [torch.arange(size, dtype=torch.float32, device="cpu") for size in sizes]
-    return torch.cartesian_prod(*steps)
+    return torch.cartesian_prod(*steps).reshape(-1, len(sizes))
 
 
 # By the encoder's `model_type`: its configuration -> (patches, axes), time first.
 GRIDS: dict[str, Callable[[Any], Tensor]] = {
     "vivit": vivit_grid,
+    "videomae": videomae_grid,
+    "clip_vision_model": frames_grid,
+    "siglip_vision_model": frames_grid,
     "audio-spectrogram-transformer": ast_grid,
+    "whisper": whisper_grid,
 }
 
 
@@ -74,10 +101,14 @@ class TokenTransmitter(nn.Module):
     Args:
         encoder: a transformers encoder whose `last_hidden_state` begins with `special` tokens, of
             an architecture in `GRIDS`.
-        special: its special tokens: 1 for ViViT (class), 2 for AST (class, distillation).
+        special: its special tokens: 1 for ViViT (class), 2 for AST (class, distillation), 0 for
+            encoders that have none.
         hidden: width of the language model's embeddings.
         length: patch tokens after compression.
         compression: a name in `COMPRESSIONS`.
+
+    Raises:
+        ValueError: for `attention` with an encoder that pays none from special tokens to patches.
     """
 
     def __init__(
@@ -91,6 +122,7 @@ class TokenTransmitter(nn.Module):
         super().__init__()
         self.encoder = encoder.requires_grad_(False).eval()
         self.special, self.length, self.compression = special, length, compression
+        self._check_attention()
         self.projection = nn.Linear(encoder.config.hidden_size, hidden)
         self.places = GRIDS[encoder.config.model_type](encoder.config)  # (patches, axes)
 
@@ -111,6 +143,14 @@ class TokenTransmitter(nn.Module):
     def needs_attention(self) -> bool:
         """Whether the compression asks for the attention that patches get."""
         return self.compression == "attention"
+
+    def _check_attention(self) -> None:
+        found = self.encoder is None or (self.special and hasattr(self.encoder, "layers"))
+        if self.needs_attention and not found:
+            raise ValueError(
+                f"compression attention: {type(self.encoder).__name__} has no special tokens that "
+                "attend to all patches; choose another compression"
+            )
 
     def compress(self, clips: list[Encoded]) -> Encoded:
         """What `read` gave, compressed and put together: (clips, special + length, width). A clip
@@ -195,6 +235,7 @@ class TokenTransmitter(nn.Module):
         """This transmitter with another compression; encoder and projection are shared."""
         other = copy(self)
         other.length, other.compression = length, compression
+        other._check_attention()
         return other
 
     def forward(self, encoded: Tensor) -> Tensor:

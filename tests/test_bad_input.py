@@ -79,7 +79,7 @@ def script(models, tmp_path):
         out = out or tmp_path / "out"
         words = f"""--preset paper --data {data} --name {stage} --out {out} --cache {out}/cache
             --visual_encoder {models}/visual --audio_encoder {models}/audio --dtype float32
-            --foundation_model {QWEN} --workers 0 --encode_batch 5 --visual_tokens 4
+            --foundation_model {QWEN} --workers 0 --encode_batch 5 --visual_tokens 4 --cache_shard 1
             --audio_tokens 4 --receiver_width 32 --batch 4 --steps 3 --figures none""".split()
         if stage == "avqa":
             words += "--question_only false --answer_tokens 2 --test_snr_db 12 --init none".split()

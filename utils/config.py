@@ -34,12 +34,14 @@ class StageConfig:
     preset: str = "mini"  # mini or paper
     name: str = ""  # of the run's files in checkpoint/; empty: by stage and preset
 
-    # Frozen models (folders)
+    # Frozen models: folders, or OWNER/NAME or OWNER/NAME@REVISION of the Hugging Face hub
     visual_encoder: str = "checkpoint/mini/vivit"  # paper: google/vivit-b-16x2
     audio_encoder: str = "checkpoint/mini/ast"  # paper: MIT/ast-finetuned-audioset-10-10-0.4593
     foundation_model: str = "checkpoint/mini/qwen2"  # paper: Qwen/Qwen2.5-1.5B
     dtype: str = "float32"  # of the frozen foundation model; paper preset: bfloat16
+    media: str = "extraction"  # in DATA, what is encoded: the preprocessing's folders, or videos
     cache: str = "datasets/cache"  # encoder tokens, computed once; on a scratch disk, or none
+    cache_shard: int = 1  # clips that share a file of the cache; paper preset: 256
     encode_batch: int = 64  # clips an encoder call; paper preset: 16
     workers: int = 2  # processes that decode media; paper preset: 8
     threads: int = 1  # of each process on a CPU; 0: all its cores; paper preset: 0
@@ -76,6 +78,7 @@ PAPER = dict(
     audio_encoder="models/ast-finetuned-audioset-10-10-0.4593",
     foundation_model="models/Qwen2.5-1.5B",
     dtype="bfloat16",
+    cache_shard=256,
     encode_batch=16,
     workers=8,
     threads=0,
@@ -87,6 +90,7 @@ PAPER = dict(
 # The names that a field may have; `--help` lists them.
 CHOICES = {
     "preset": ("mini", "paper"),
+    "media": ("extraction", "videos"),
     "dtype": ("float32", "bfloat16", "float16"),
     "compression": COMPRESSIONS,
     "channel": CHANNELS,
@@ -96,6 +100,7 @@ CHOICES = {
 }
 COUNTS = (  # 1 or more
     *("batch", "accumulate", "steps", "validate_every", "save_every", "keep", "encode_batch"),
+    "cache_shard",
     *("visual_tokens", "audio_tokens", "caption_tokens", "receiver_width", "mini_clips"),
     *("answer_tokens", "test_batch", "token_lengths", "packed"),
 )

@@ -1,6 +1,8 @@
-"""Fetch the models of the paper preset: safetensors, configuration and tokenizer, never code.
+"""Fetch the models of the paper preset: weights, configuration and tokenizer, never code.
 
-NAME is an id or its last part; HF_ENDPOINT, HF_TOKEN and proxies work as for huggingface_hub.
+Weights are safetensors; where a repository has pickled ones alone they are read without running
+what lies in them, and kept as safetensors. NAME is an id or its last part; HF_ENDPOINT, HF_TOKEN
+and proxies work as for huggingface_hub.
 """
 
 import argparse
@@ -13,10 +15,14 @@ from pathlib import Path
 
 import huggingface_hub as hub  # loads its parts on first use, so a bad setting is reported below
 
+if __name__ == "__main__":  # run as a file: what it needs lies beside utils/, not in it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 PRESET = ("Qwen/Qwen2.5-1.5B", "MIT/ast-finetuned-audioset-10-10-0.4593", "google/vivit-b-16x2")
 NAMES = {name: repo_id for repo_id in PRESET for name in (repo_id, Path(repo_id).name)}
 # Nothing in folders, which hold checkpoints and exports, and no index of pickled weights.
 WANTED = r"[\w.-]+\.safetensors(\.index\.json)?|(?!revision\.)[\w-]+\.json|(merges|vocab)\.txt"
+PICKLED = r"pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"  # where there is nothing better
 
 
 def fetch(repo_id: str, revision: str, folder: Path) -> str:
@@ -37,9 +43,10 @@ def fetch(repo_id: str, revision: str, folder: Path) -> str:
     if whole and info.sha == former.get("commit"):
         return f"already at commit {info.sha} in {folder}"
     files = {f.rfilename: f for f in info.siblings if re.fullmatch(WANTED, f.rfilename)}
-    if not info.sha or not any(name.endswith(".safetensors") for name in files):
-        advice = f"pass --revision {folder.name}=REV of one that has them (often refs/pr/N)"
-        sys.exit(f"error: {repo_id}: revision {revision} has no safetensors; {advice}")
+    if not any(name.endswith(".safetensors") for name in files):
+        files |= {f.rfilename: f for f in info.siblings if re.fullmatch(PICKLED, f.rfilename)}
+    if not info.sha or not any(name.endswith((".safetensors", ".bin")) for name in files):
+        sys.exit(f"error: {repo_id}: revision {revision} has no weights; {advice(folder)}")
     new = {"repo_id": repo_id, "requested_revision": revision, "commit": info.sha, "files": {}}
     for name, file in files.items():  # not by snapshot_download, which would sit out a Ctrl-C
         path = Path(hub.hf_hub_download(repo_id, name, revision=info.sha, local_dir=stage))
@@ -50,13 +57,32 @@ def fetch(repo_id: str, revision: str, folder: Path) -> str:
         if digest != (file.lfs.sha256 if file.lfs else file.blob_id):
             path.unlink()
             sys.exit(f"error: {repo_id}: {name} arrived damaged; run again to fetch it anew")
+    if pickled := [name for name in files if re.fullmatch(PICKLED, name)]:
+        for name in unpickle(repo_id, stage, folder):
+            new["files"][name] = (stage / name).stat().st_size
+        for name in pickled:
+            del new["files"][name]
     (stage / record.name).write_text(json.dumps(new, indent=2) + "\n")
     for name in [record.name, *former["files"]]:
         (folder / name).unlink(missing_ok=True)
-    for name in [*files, record.name]:
+    for name in [*new["files"], record.name]:
         (stage / name).replace(folder / name)
     shutil.rmtree(stage, ignore_errors=True)
     return f"fetched at commit {info.sha} into {folder}"
+
+
+def unpickle(repo_id: str, stage: Path, folder: Path) -> list[str]:
+    """Write pickled weights that lie in `stage` as safetensors beside them; what was written."""
+    from utils.pickled import as_safetensors  # with torch, which takes seconds to load
+
+    try:
+        return as_safetensors(stage, stage)
+    except ValueError as error:
+        sys.exit(f"error: {repo_id}: {error}; {advice(folder)}")
+
+
+def advice(folder: Path) -> str:
+    return f"pass --revision {folder.name}=REV of one with safetensors (often refs/pr/N)"
 
 
 if __name__ == "__main__":

@@ -34,12 +34,9 @@ from utils.data.sources import (  # noqa: E402
     read_record,
     remove,
 )
+from utils.data.tracks import SUFFIXES  # noqa: E402
 from utils.files import write_whole  # noqa: E402
 
-SUFFIXES = (
-    *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mts", ".m2ts", ".flv", ".f4v"),
-    *(".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".3gp", ".3g2", ".ogv", ".ogg"),
-)
 LONGEST = 1_000_000  # s that a clip may be given
 
 

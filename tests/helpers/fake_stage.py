@@ -20,6 +20,7 @@ class Config:
     name: str
     out: str
     data: str = "none"
+    media: str = "extraction"
     seed: int = 0
     init: str = "none"
     fails: bool = False

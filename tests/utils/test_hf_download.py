@@ -1,101 +1,39 @@
 """The model fetcher as a user runs it, against a hub made up here: no test leaves this machine."""
 
-import hashlib
+import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from tests.helpers.hub import MISSING, serving
 from tests.helpers.limit import LIMIT
 
 SCRIPT = Path(__file__).resolve().parents[2] / "utils" / "hf-download.py"
 VIVIT, PR = "google/vivit-b-16x2", "vivit-b-16x2=refs/pr/2"
 COMMIT, LATER = "a" * 40, "b" * 40
 FILES = {"config.json": b'{"a": 1}', "model.safetensors": bytes(range(256)) * 40}
-MISSING = (404, b"", {"X-Error-Code": "RevisionNotFound"})
 REFUSING = {"HF_ENDPOINT": "http://127.0.0.1:1"}  # nothing listens there
-
-
-def listed(name, content):
-    """One entry of the hub's file list; large files are known by another digest."""
-    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    large = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 1}
-    entry = {"rfilename": name, "size": len(content), "blobId": blob}
-    return entry | ({"lfs": large} if name.endswith(".safetensors") else {})
-
-
-class Answers(BaseHTTPRequestHandler):
-    """What the fixture `hub` answers about its one repository."""
-
-    def do_GET(self):
-        hub, path = self.server, unquote(urlsplit(self.path).path)
-        api, _, revision = path.partition("/revision/")
-        if api == f"/api/models/{VIVIT}" and (hub.trouble or revision not in hub.revisions):
-            self.send(*hub.trouble or MISSING)
-        elif api == f"/api/models/{VIVIT}":
-            commit, files = hub.revisions[revision]
-            info = {"id": VIVIT, "sha": commit, "siblings": [listed(*f) for f in files.items()]}
-            self.send(200, json.dumps(info).encode())
-        elif path.startswith(f"/{VIVIT}/resolve/"):
-            commit, name = path.split("/")[-2:]
-            content = hub.sent.get(name) or dict(hub.revisions.values())[commit][name]
-            tag = hashlib.sha256(content).hexdigest()
-            self.send(200, content, {"ETag": f'"{tag}"', "X-Repo-Commit": commit}, name)
-        else:  # the client has questions of its own
-            self.send(404, b"")
-
-    do_HEAD = do_GET
-
-    def send(self, status, body, headers=None, name=None):
-        begin, cut = int(self.headers.get("Range", "bytes=0-")[6:-1]), None
-        self.send_response(206 if begin else status)
-        self.send_header("Content-Length", str(len(body) - begin))
-        self.send_header("Content-Range", f"bytes {begin}-{len(body) - 1}/{len(body)}")
-        for header, value in (headers or {}).items():
-            self.send_header(header, value)
-        self.end_headers()
-        if self.command == "GET":
-            cut = self.server.cuts.pop(name, None)
-            self.server.asked += [(name, begin)] if name else []
-            self.wfile.write(body[begin:cut])
-        if cut:
-            self.server.is_cut.set()
-            self.server.may_close.wait(LIMIT)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
 def hub():
-    """A hub: `revisions` it has, files `asked` of it, `trouble` it answers with, contents `sent`
-    in place of a file's own, bytes after which it `cuts` a file off, once."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
-    server.revisions = {"main": (COMMIT, FILES)}
-    server.asked, server.trouble, server.sent, server.cuts = [], None, {}, {}
-    server.is_cut, server.may_close = threading.Event(), threading.Event()
-    server.may_close.set()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield server
-    server.may_close.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    """A hub with the one repository that is asked for here."""
+    with serving({VIVIT: {"main": (COMMIT, FILES)}}) as server:
+        yield server
 
 
 def call(hub, folder, *more, blocks="unlimited", **settings):
     """How to call the script in `folder`, free of this user's settings; `blocks` limit a file."""
     usual = {"HOME": str(folder), "PATH": os.environ["PATH"]}
-    usual["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.server_port}"
+    usual["HF_ENDPOINT"] = hub.address
     shell = ["sh", "-c", f'ulimit -f {blocks} && exec "$@"', "sh"]
     command = [*shell, sys.executable, str(SCRIPT), "--only", "vivit-b-16x2", *more]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -121,7 +59,7 @@ def test_fetches_a_whole_model_and_records_its_commit(hub, tmp_path):
     pickle, code, sub-folder or foreign record is fetched."""
     wanted = FILES | {"vocab.txt": b"1", "a.safetensors.index.json": b"2"}
     junk = "a.bin a.bin.index.json a.py b/a.json ../a.json ..\\a.json revision.json".split()
-    hub.revisions = {"refs/pr/2": (COMMIT, wanted | dict.fromkeys(junk, b"junk"))}
+    hub.repos[VIVIT] = {"refs/pr/2": (COMMIT, wanted | dict.fromkeys(junk, b"junk"))}
     assert f"fetched at commit {COMMIT}" in run(hub, tmp_path, "--revision", PR)
     record = {"repo_id": VIVIT, "requested_revision": "refs/pr/2", "commit": COMMIT}
     record["files"] = {name: len(content) for name, content in wanted.items()}
@@ -145,7 +83,7 @@ def test_another_revision_replaces_the_model_once_it_is_whole(hub, tmp_path):
     run(hub, tmp_path)
     (tmp_path / "models/vivit-b-16x2/notes.txt").write_text("mine")
     before, new = model(tmp_path), {"config.json": b'{"a": 2}', "new.safetensors": b"new"}
-    hub.revisions["main"], hub.sent = (LATER, new), {"new.safetensors": b"bad"}
+    hub.repos[VIVIT]["main"], hub.sent = (LATER, new), {"new.safetensors": b"bad"}
     run(hub, tmp_path, status=1)
     assert model(tmp_path) == before
     hub.sent = {}
@@ -168,7 +106,7 @@ def test_a_damaged_or_short_file_is_refused_and_fetched_anew(hub, tmp_path, name
 def test_a_dropped_connection_is_taken_up_where_it_broke(hub, tmp_path):
     """Protects: gigabytes that came over a bad line are not asked for again."""
     weights = bytes(range(256)) * 50_000  # the client keeps what came in steps of 10 MiB
-    hub.revisions["main"] = (COMMIT, FILES | {"model.safetensors": weights})
+    hub.repos[VIVIT]["main"] = (COMMIT, FILES | {"model.safetensors": weights})
     hub.cuts = {"model.safetensors": 11 << 20}
     run(hub, tmp_path)
     assert hub.asked[-2:] == [("model.safetensors", 0), ("model.safetensors", 10 << 20)]
@@ -242,11 +180,38 @@ def test_a_hub_that_never_answers_is_given_up(hub, tmp_path):
         assert "Timeout" in run(hub, tmp_path, status=1, HF_ENDPOINT=endpoint)
 
 
-def test_pickled_weights_alone_name_the_remedy(hub, tmp_path):
-    """Protects: no fallback to pickle, and the line that says what to pass instead."""
-    hub.revisions["main"] = (COMMIT, {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+def pickled(content):
+    """The files of a repository with nothing but pickled weights."""
+    torch.save(content, buffer := io.BytesIO())
+    files = {"config.json": b"{}", "training_args.bin": b"junk"}
+    return {**files, "pytorch_model.bin": buffer.getvalue()}
+
+
+@pytest.mark.slow
+def test_pickled_weights_alone_become_safetensors(hub, tmp_path):
+    """Protects: a repository as google/vivit-b-16x2 may stand ends in a model that everything here
+    reads, with no pickle left beside it, and is not fetched twice; one that holds anything but
+    weights ends in a line that says what to pass instead (more: tests/utils/test_pickled.py)."""
+    hub.repos[VIVIT]["main"] = (COMMIT, pickled({"a": 1}))
     line = run(hub, tmp_path, status=1)
-    assert "main has no safetensors; pass --revision vivit-b-16x2=REV" in line
+    assert "'a' is no plain tensor" in line and "pass --revision vivit-b-16x2=REV" in line
+    assert model(tmp_path) == ({}, {})
+    weights = {"a": torch.arange(6.0)}
+    hub.repos[VIVIT]["main"] = (LATER, pickled(weights))
+    assert f"fetched at commit {LATER}" in run(hub, tmp_path)
+    files, record = model(tmp_path)
+    assert files.keys() == record["files"].keys() == {"config.json", "model.safetensors"}
+    found = load_file(tmp_path / "models/vivit-b-16x2/model.safetensors")
+    assert torch.equal(found["a"], weights["a"])
+    hub.asked.clear()
+    assert "already at commit" in run(hub, tmp_path) and not hub.asked
+
+
+def test_no_weights_at_all_name_the_remedy(hub, tmp_path):
+    """Protects: a repository without weights is no model."""
+    hub.repos[VIVIT]["main"] = (COMMIT, {"config.json": b"{}", "flax_model.msgpack": b"1"})
+    line = run(hub, tmp_path, status=1)
+    assert "main has no weights; pass --revision vivit-b-16x2=REV" in line
     assert not (tmp_path / "models").exists()
 
 

@@ -18,7 +18,7 @@ from modules.system import Batch
 from modules.token_compression import joined
 from modules.token_transmitter import Encoded, Windows
 from utils.data.datasets import AnnotationFile, Caption, Question, contradicting
-from utils.data.features import read_tokens
+from utils.data.features import store
 from utils.data.loading import loading
 from utils.data.media import Reader
 
@@ -33,6 +33,7 @@ class ClipTokens(Dataset):
 
     def __init__(self, rows: list[Caption] | list[Question], folders: dict[str, Path]):
         self.rows, self.folders = rows, folders
+        self.stores = [store(folders[kind]) for kind in ("visual", "audio")]
         self.kept: dict[str, tuple[Encoded, Encoded]] = {}
         names = list(dict.fromkeys(row.video_id for row in rows))
         if len(names) * sum(clip.tokens.nbytes for clip in self._read(names[0])) < IN_MEMORY:
@@ -40,11 +41,11 @@ class ClipTokens(Dataset):
 
     def _read(self, video_id: str) -> tuple[Encoded, Encoded]:
         # Their media was checked against the cache when the run began.
-        files = [self.folders[kind] / f"{video_id}.safetensors" for kind in ("visual", "audio")]
-        visual, audio = (read_tokens(file, None) for file in files)
-        if visual is None or audio is None:
-            raise OSError(f"{files[0 if visual is None else 1]}: unreadable; remove it, run again")
-        return visual, audio
+        found = [kept.read(video_id) for kept in self.stores]
+        if None in found:
+            path = self.stores[found.index(None)].path(video_id)
+            raise OSError(f"{path}: unreadable; remove it, run again")
+        return found[0], found[1]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -149,8 +150,9 @@ def cut(ids: list[int], most: int, kept: int) -> list[int]:
 
 
 def answer_ids(tokenizer: Any, answers: list[str]) -> list[list[int]]:
-    """Token ids of answers; the space before belongs to the first token, as in running text."""
-    return tokenizer([" " + answer for answer in answers])["input_ids"]
+    """Token ids of answers; the space before belongs to the first token, as in running text, and no
+    token that begins a text stands there, as Llama's and Gemma's tokenizers would put."""
+    return tokenizer([" " + answer for answer in answers], add_special_tokens=False)["input_ids"]
 
 
 def answer_limit(clips: Clips, tokenizer: Any, most: int, say: Callable = print) -> int:
@@ -186,7 +188,7 @@ class Collate:
         end, answers, kept = self.tokenizer.eos_token_id, (None, None), 0
         if isinstance(rows[0], Question):
             texts = [PROMPT.format(question=row.text) for row in rows]
-            kept = len(self.tokenizer([PROMPT_END])["input_ids"][0])
+            kept = len(answer_ids(self.tokenizer, [PROMPT_END.strip()])[0])
             ids = answer_ids(self.tokenizer, [row.answer for row in rows])
             answers = pad([row + [end] for row in ids], end)
             shared = side_by_side(rows, self.packed)

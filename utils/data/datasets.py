@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.data.answers import normalise_answer
+from utils.data.tracks import SUFFIXES
 
 FILE_NAME = re.compile(r"(?!\.\.?$)[^/\x00-\x1f\x7f-\x9f\u2028\u2029]+")  # never outside a folder
 PLACEHOLDER = re.compile(r"<(Object|LR|LRer|FL|TH|LL|BA)>")
@@ -227,22 +228,39 @@ def frames_path(root: str | Path, video_id: str) -> Path:
     return Path(root) / "extraction" / "vivit_frames" / video_id
 
 
-def without_media(root: str | Path, video_ids: list[str]) -> dict[str, str]:
-    """The clips whose sound or frames were not extracted, each with the reason.
+def video_path(root: str | Path, video_id: str) -> Path:
+    """The clip's video, by whichever name there is; the .mp4 where there is none."""
+    paths = (Path(root) / "videos" / f"{video_id}{suffix}" for suffix in SUFFIXES)
+    return next((p for p in paths if p.exists()), Path(root) / "videos" / f"{video_id}.mp4")
+
+
+def media_paths(root: str | Path, video_id: str, media: str) -> list[Path]:
+    """All files and folders of a clip: of its `extraction`, or of its `videos`."""
+    if media == "videos":
+        return [video_path(root, video_id)]
+    return [wav_path(root, video_id), frames_path(root, video_id)]
+
+
+def without_media(
+    root: str | Path, video_ids: list[str], media: str = "extraction"
+) -> dict[str, str]:
+    """The clips whose sound or frames were not extracted, or whose videos are not there, each with
+    the reason.
 
     Raises:
         DataError: when that is all of them.
     """
-    absent = {}
+    absent, lacks = {}, "no such video" if media == "videos" else "not extracted"
     for video_id in dict.fromkeys(video_ids):
-        media = (wav_path(root, video_id), frames_path(root, video_id))
-        gone = [str(path) for path in media if not path.exists()]
+        gone = [str(p) for p in media_paths(root, video_id, media) if not p.exists()]
         if gone:
-            absent[video_id] = f"{' and '.join(gone)}: not extracted"
+            absent[video_id] = f"{' and '.join(gone)}: {lacks}"
     if absent and absent.keys() == set(video_ids):
+        do = "run utils/raw_video_preprocess.py on the videos first"
+        if media == "videos":
+            do = "put them there as ID.mp4, or leave out --media videos to read an extraction"
         raise DataError(
-            f"{Path(root) / 'extraction'}: none of the {len(absent)} annotated clips is there; "
-            "run utils/raw_video_preprocess.py on the videos first"
+            f"{Path(root) / media}: none of the {len(absent)} annotated clips is there; {do}"
         )
     return absent
 

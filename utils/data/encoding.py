@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,23 @@ from modules.token_transmitter import Encoded, TokenTransmitter, Windows
 from utils.data.clips import ClipMedia, Clips, ClipTokens, by_clip
 from utils.data.datasets import DataError, listing, read_splits, without_media
 from utils.data.features import (
+    Files,
     Job,
+    Shards,
     cache_folder,
     check_space,
     clip_bytes,
     missing,
     model_fingerprint,
-    packed,
+    store,
 )
-from utils.data.loading import loading
+from utils.data.isolated import in_processes
+from utils.data.loading import context, loading, send_by_value
 from utils.data.media import MediaError, Reader
-from utils.files import write_whole
 from utils.mini.world import prepare_mini
 from utils.training.processes import merge, share, total
 
+CLIP_SECONDS = 600  # that the decoding of a video may take, as in the preprocessing
 # Visual tokens, audio tokens and compression, for which clips are cached.
 Way = tuple[int, int, str]
 
@@ -62,7 +66,7 @@ def load_clips(
     rows, files = read_splits(read, root)
     absent, video_ids = {}, []
     for split in rows.values():
-        absent |= without_media(root, [row.video_id for row in split])
+        absent |= without_media(root, [row.video_id for row in split], config.media)
         video_ids += [row.video_id for row in split if row.video_id not in absent]
     video_ids = share(list(dict.fromkeys(video_ids)), accelerator)
     if config.cache == "none":
@@ -103,7 +107,9 @@ def fill_cache(
         wanted: dict[str, Job] = {}
         ways[kind] = {}
         for way in (tx, *(tx.compressing(w[i], w[2]) for w in also)):
-            folder = cache_folder(Path(config.cache) / root.name, fingerprint, way, frames)
+            place = Path(config.cache) / root.name
+            kept = config.media, config.cache_shard
+            folder = cache_folder(place, fingerprint, way, frames, *kept)
             if folder in ways[kind]:
                 continue
             ways[kind][folder] = way
@@ -124,6 +130,7 @@ def fill_cache(
             config.encode_batch,
             config.workers,
             quiet=not accelerator.is_main_process,
+            shard=config.cache_shard,
         )
     return folders, bad
 
@@ -141,9 +148,10 @@ def unreadable_clips(
         paths = [reader.path(root, video_id) for video_id in video_ids]
         quiet = not accelerator.is_main_process
         label = f"checking {reader.kind}"
-        for i, clip in tqdm(read_ahead(reader, paths, config.workers), label, disable=quiet):
-            if isinstance(clip, str):
-                found[video_ids[i]] = clip
+        with closing(read_ahead(reader, paths, config.workers)) as clips:
+            for i, clip in tqdm(clips, label, len(paths), disable=quiet):
+                if isinstance(clip, str):
+                    found[video_ids[i]] = clip
     return found
 
 
@@ -163,11 +171,25 @@ class Inputs(Dataset):
         except (MediaError, OSError) as error:
             return i, " ".join(str(error).split())
 
+    def apart(self, i: int) -> tuple[Tensor, Windows | None] | str:
+        """A clip, read in a process of its own."""
+        torch.set_num_threads(1)
+        send_by_value()
+        return self[i][1]
 
-def read_ahead(reader: Reader, paths: list[Path], workers: int) -> DataLoader:
+
+def read_ahead(reader: Reader, paths: list[Path], workers: int) -> Iterator[tuple]:
     """Yields the items of `Inputs`, read in workers that hold no accelerator: clips one by one, of
-    which the longest may fill many encoder calls."""
-    return DataLoader(Inputs(paths, reader), batch_size=None, **loading(workers))
+    which the longest may fill many encoder calls. Videos come as they are ready, each decoded in a
+    process of its own, as one may crash the decoder or hang it."""
+    inputs = Inputs(paths, reader)
+    if reader.media == "videos":
+        clips = in_processes(inputs.apart, range(len(paths)), workers, CLIP_SECONDS, context())
+        with closing(clips):
+            for i, clip in clips:
+                yield i, f"{paths[i]}: {clip[0]}" if isinstance(clip, list) else clip
+    else:
+        yield from DataLoader(inputs, batch_size=None, **loading(workers))
 
 
 def in_calls(clips: Iterable, rows: int) -> Iterator[list]:
@@ -197,49 +219,56 @@ def cache_tokens(
     batch: int = 32,
     workers: int = 2,
     quiet: bool = False,
+    shard: int = 1,
 ) -> dict[str, str]:
     """Encode clips and keep their tokens; returns the bad clips with their reasons.
 
     `ways` holds a folder for each compression, with a transmitter; they share the encoder, which
     reads a clip once for all of them.
 
-    Clips are read in loader workers, encoded `batch` rows (clips of picture, windows of sound) at a
-    time and written by a thread beside, each as soon as it is done, so that an interrupted run goes
-    on where it stopped.
+    Clips are read in processes beside, encoded `batch` rows (clips of picture, windows of sound) at
+    a time and written by a thread, each as soon as it is done, or `shard` of them in a file; so an
+    interrupted run goes on where it stopped.
     """
     bad: dict[str, str] = {}
     if not todo:
         return bad
     for folder in ways:
         folder.mkdir(parents=True, exist_ok=True)
+    stores = {folder: store(folder, shard) for folder in ways}
     tx = next(iter(ways.values()))
     tx.encoder.to(device)
     attention = any(way.needs_attention for way in ways.values())
-
-    def keep(jobs: list[Job], found: dict[Path, Encoded]) -> None:
-        for folder, clips in found.items():
-            for i, job in enumerate(jobs):
-                clip = Encoded(clips.tokens[i], clips.layout.each(lambda part, i=i: part[i]))
-                write_whole(folder / f"{job.video_id}.safetensors", packed(clip, job.stamp))
 
     name = type(tx.encoder).__name__.removesuffix("Model")
     bar = tqdm(
         total=len(todo), desc=f"encoding {reader.kind} by {name}", unit="clip", disable=quiet
     )
-    with bar, ThreadPoolExecutor(1) as disk:
-        writing = None
-        for part in in_calls(read_ahead(reader, [job.path for job in todo], workers), batch):
-            bad |= {todo[i].video_id: clip for i, clip in part if isinstance(clip, str)}
-            good = [(todo[i], *clip) for i, clip in part if not isinstance(clip, str)]
-            if good:
-                jobs, inputs, windows = map(list, zip(*good, strict=True))
-                inputs = torch.cat(inputs).to(device, non_blocking=True)  # (rows, ...)
-                clips = tx.read(inputs, windows if windows[0] else None, batch, attention)
-                found = {folder: halved(way.compress(clips)) for folder, way in ways.items()}
-                if writing is not None:
+    reading = read_ahead(reader, [job.path for job in todo], workers)
+    with closing(reading), bar, ThreadPoolExecutor(1) as disk:
+        writing = disk.submit(keep, stores, [], {})
+        try:
+            for part in in_calls(reading, batch):
+                bad |= {todo[i].video_id: clip for i, clip in part if isinstance(clip, str)}
+                good = [(todo[i], *clip) for i, clip in part if not isinstance(clip, str)]
+                if good:
+                    jobs, inputs, windows = map(list, zip(*good, strict=True))
+                    inputs = torch.cat(inputs).to(device, non_blocking=True)  # (rows, ...)
+                    clips = tx.read(inputs, windows if windows[0] else None, batch, attention)
+                    found = {folder: halved(way.compress(clips)) for folder, way in ways.items()}
                     writing.result()  # a full disk shows here
-                writing = disk.submit(keep, jobs, found)
-            bar.update(len(part))
-        if writing is not None:
+                    writing = disk.submit(keep, stores, jobs, found)
+                bar.update(len(part))
+        finally:  # an interrupt loses nothing that was encoded
             writing.result()
+            for kept in stores.values():
+                kept.flush()
     return bad
+
+
+def keep(stores: dict[Path, Files | Shards], jobs: list[Job], found: dict[Path, Encoded]) -> None:
+    """Add the clips of a batch to each folder's store."""
+    for folder, clips in found.items():
+        for i, job in enumerate(jobs):
+            clip = Encoded(clips.tokens[i], clips.layout.each(lambda part, i=i: part[i]))
+            stores[folder].add(job, clip)

@@ -99,24 +99,32 @@ def reason(error: Exception) -> str:
 
 
 def write_sound(clip: Clip, target: Path) -> None:
-    """Write the sound of a clip as a mono 16-bit wav as long as its time line, with silence where
-    there is none. Raises ValueError if there is no sound at all."""
+    """Write the sound of a clip, as `sound_of` gives it, as a mono 16-bit wav."""
+    with wave.open(str(target), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", None))
+        for samples in sound_of(clip):
+            file.writeframesraw(samples.tobytes())
+
+
+def sound_of(clip: Clip) -> Iterator[np.ndarray]:
+    """Yield the sound of a clip, stretch by stretch, as mono int16 at SAMPLE_RATE: in all as long
+    as its time line, with silence where there is none. Raises ValueError if there is no sound at
+    all."""
     if clip.audio is None:
         raise ValueError("no audio stream")
-    length, written, heard, peak = samples_in(clip.seconds), 0, 0, 0
-    with wave.open(str(target), "wb") as file, open_media(clip.path) as container:
-        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", None))
+    length, given, heard, peak = samples_in(clip.seconds), 0, 0, 0
+    with open_media(clip.path) as container:
         for place, samples in placed(decoded(container, clip.audio.index), clip.start):
-            place = written if place is None else min(place, length)
-            if place > written:
-                file.writeframesraw(bytes(2 * (place - written)))
-                written = place
-            samples = samples[written - place :][: length - written]  # an overlap is heard once
-            file.writeframesraw(samples.tobytes())
-            written += len(samples)
+            place = given if place is None else min(place, length)
+            if place > given:
+                yield np.zeros(place - given, np.int16)
+                given = place
+            samples = samples[given - place :][: length - given]  # an overlap is heard once
+            yield samples
+            given += len(samples)
             heard += len(samples)
             peak = max(peak, int(np.abs(samples.astype(np.int32)).max(initial=0)))
-        file.writeframesraw(bytes(2 * (length - written)))
+    yield np.zeros(length - given, np.int16)
     if not heard:
         raise ValueError("no decodable sound")
     clip.note_loss("sound", Fraction(heard, SAMPLE_RATE))
@@ -159,8 +167,20 @@ def samples_in(seconds: Fraction) -> int:
 
 
 def write_frames(clip: Clip, folder: Path, frames: int, fps: float | None, size: int) -> None:
-    """Cut the time line into equal segments and write the frame that is on show at the centre of
-    each as folder/frame_0001.png and so on.
+    """Write the frames of a clip, as `frames_of` gives them, as folder/frame_0001.png and so on."""
+    folder.mkdir()
+    for numbers, pixels in frames_of(clip, frames, fps, size):
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, "PNG", compress_level=1)
+        for number in numbers:
+            (folder / f"frame_{number + 1:04d}.png").write_bytes(png.getbuffer())
+
+
+def frames_of(
+    clip: Clip, frames: int, fps: float | None, size: int
+) -> Iterator[tuple[range, np.ndarray]]:
+    """Cut the time line into equal segments and yield the frames that are on show at their centres:
+    the numbers of the segments that show a frame (from 0), and its pixels (size, size, 3), uint8.
 
     So a variable frame rate is respected, and too few frames are repeated evenly. Only one frame
     of full size is held at a time. Raises ValueError if there is no frame that decodes.
@@ -171,7 +191,6 @@ def write_frames(clip: Clip, folder: Path, frames: int, fps: float | None, size:
         frames = max(1, round(clip.seconds * Fraction(fps)))
         if frames > 100_000:  # a damaged time would fill the disk
             raise ValueError(f"would give {frames} frames; its times may be damaged")
-    folder.mkdir()
     centres = [clip.start + Fraction(2 * i + 1, 2 * frames) * clip.seconds for i in range(frames)]
     shown, number, spans, good = None, 0, [], 0
     with open_media(clip.path) as container:
@@ -181,7 +200,7 @@ def write_frames(clip: Clip, folder: Path, frames: int, fps: float | None, size:
                 continue
             due = bisect_left(centres, time)
             if shown is not None and due > number:
-                save_png(shown, folder, range(number, due), size)
+                yield range(number, due), square(shown, size)
                 number = due
             shown = frame
             spans.append((time, frame.duration * frame.time_base))
@@ -189,7 +208,7 @@ def write_frames(clip: Clip, folder: Path, frames: int, fps: float | None, size:
         if shown is None:
             raise ValueError("no decodable frame")
         if number < frames:
-            save_png(shown, folder, range(number, frames), size)
+            yield range(number, frames), square(shown, size)
     clip.note_loss("picture", on_show(spans, clip.end) * min(1, Fraction(good, clip.video.packets)))
     if kind := HDR.get(int(shown.color_trc)):
         clip.notes.append(f"is HDR ({kind}) and not tone-mapped: its colours are pale")
@@ -204,9 +223,8 @@ def on_show(frames: list[tuple[Fraction, Fraction]], end: Fraction) -> Fraction:
     return max(seen, sum(duration for _, duration in frames))
 
 
-def save_png(frame: av.VideoFrame, folder: Path, numbers: Iterable[int], size: int) -> None:
-    """Write one frame, as it is to be shown and size x size pixels, under each of the numbers (from
-    0)."""
+def square(frame: av.VideoFrame, size: int) -> np.ndarray:
+    """A frame as it is to be shown, (size, size, 3), uint8."""
     # By convention untagged video is bt709 from HD on; libswscale would take it for bt601.
     hd = frame.colorspace == UNTAGGED and frame.height >= 720
     # Squashed to a square, not cropped: who plays at the left edge may be the question.
@@ -216,10 +234,7 @@ def save_png(frame: av.VideoFrame, folder: Path, numbers: Iterable[int], size: i
         interpolation=SCALING,
         threads=1,
     )
-    png = io.BytesIO()
-    Image.fromarray(upright(small.to_ndarray(), frame)).save(png, "PNG", compress_level=1)
-    for number in numbers:
-        (folder / f"frame_{number + 1:04d}.png").write_bytes(png.getbuffer())
+    return upright(small.to_ndarray(), frame)
 
 
 def upright(pixels: np.ndarray, frame: av.VideoFrame) -> np.ndarray:

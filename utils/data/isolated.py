@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -17,38 +18,47 @@ LATE = -getattr(signal, "SIGALRM", -14)  # status of a process that its time end
 
 
 def in_processes(
-    find_problems: Callable[[Any], list[str]], items: Iterable, workers: int, seconds: float
-) -> Iterator[tuple[Any, list[str]]]:
-    """Yield (item, find_problems(item)) as worker processes finish them.
+    call: Callable[[Any], Any],
+    items: Iterable,
+    workers: int,
+    seconds: float,
+    start: BaseContext | None = None,
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (item, call(item)) as worker processes finish them.
 
-    A call that ends its process, or takes longer than `seconds` and is ended with it, gives that
-    as the item's only problem; a new process takes over. An exception is raised here, once what is
-    under way has ended; an interrupt ends it at once. Function and items must be picklable.
+    A call that ends its process, or takes longer than `seconds` and is ended with it, gives that in
+    a list, [problem], as its answer; a new process takes over. An exception is raised here, once
+    what is under way has ended; an interrupt ends it at once. Function, items and answers must be
+    picklable.
+
+    Args:
+        start: how processes are started, of multiprocessing; each anew (spawn) if not said. A
+            plain fork will not do: the caller may run threads of torch, which do not survive it.
     """
     queue, idle, busy, failure = deque(items), [], {}, None
     try:
         while queue or busy:
             while queue and len(busy) < max(1, workers):
                 item = queue.popleft()
-                pipe, process = idle.pop() if idle else new_worker(find_problems, seconds)
+                pipe, process = idle.pop() if idle else new_worker(call, seconds, start)
                 busy[pipe] = process, item
                 with suppress(OSError):  # it was killed meanwhile, which is noticed below
                     pipe.send(item)
             for pipe in wait(busy):
                 process, item = busy.pop(pipe)
                 try:
-                    problems = pipe.recv()
+                    answer = pipe.recv()
                     idle.append((pipe, process))
                 except (EOFError, OSError):
                     process.join()
                     late = process.exitcode == LATE
                     crashed = "the decoder crashed on it or ran out of memory"
-                    problems = [f"took longer than {seconds:g} s" if late else crashed]
-                if isinstance(problems, Exception):
-                    failure = problems
+                    answer = [f"took longer than {seconds:g} s" if late else crashed]
+                if isinstance(answer, Exception):
+                    failure = answer
                     queue.clear()
                 else:
-                    yield item, problems
+                    yield item, answer
         if failure:
             raise failure
     finally:
@@ -57,11 +67,12 @@ def in_processes(
             process.join()
 
 
-def new_worker(find_problems: Callable, seconds: float) -> tuple[Connection, BaseProcess]:
-    # spawn, not fork: the caller may run threads of torch, which do not survive a fork
-    spawn = get_context("spawn")
-    pipe, end = spawn.Pipe()
-    process = spawn.Process(target=work, args=(end, find_problems, seconds), daemon=True)
+def new_worker(
+    call: Callable, seconds: float, start: BaseContext | None
+) -> tuple[Connection, BaseProcess]:
+    start = start or get_context("spawn")
+    pipe, end = start.Pipe()
+    process = start.Process(target=work, args=(end, call, seconds), daemon=True)
     with end, blocked_interrupts():
         process.start()
     return pipe, process
@@ -82,16 +93,18 @@ def blocked_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def work(pipe: Connection, find_problems: Callable, seconds: float) -> None:
+def work(pipe: Connection, call: Callable, seconds: float) -> None:
     """Answer what comes through the pipe, and end with the caller's process, even if it is killed:
     at once, or when the time is up if a decoder hangs so that no other thread runs."""
     end_with_parent()
-    with suppress(EOFError, OSError):  # the caller's end, seen before the thread saw it
+    # Interrupts: a process forked by a server inherits the server's mask, not the caller's.
+    # EOFError, OSError: the caller's end, seen before the thread saw it.
+    with blocked_interrupts(), suppress(EOFError, OSError):
         while True:
             item = pipe.recv()
             with ending_after(seconds):
                 try:
-                    answer = find_problems(item)
+                    answer = call(item)
                 except Exception as error:
                     answer = error
             pipe.send(answer)

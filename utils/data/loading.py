@@ -58,6 +58,11 @@ def context() -> BaseContext:
 def begin(_worker: int) -> None:
     """A worker begins: it ends with the main process, and sends tensors by value."""
     end_with_parent()
+    send_by_value()
+
+
+def send_by_value() -> None:
+    """From now on this process sends tensors through its pipes, not in shared memory."""
     ForkingPickler.register(Tensor, by_value)
 
 

@@ -10,6 +10,11 @@ import av
 from av.container import InputContainer
 from av.stream import Disposition, Stream
 
+# What a video's name ends in.
+SUFFIXES = (
+    *(".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mts", ".m2ts", ".flv", ".f4v"),
+    *(".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".3gp", ".3g2", ".ogv", ".ogg"),
+)
 # Containers of videos, and of files that are often misnamed. Never playlists: a text file could
 # make the decoder read other files.
 FORMATS = "mov,matroska,webm,avi,flv,asf,ogg,mpeg,mpegvideo,mpegts"

@@ -12,8 +12,8 @@ import numpy as np
 
 from utils.data.answers import is_right
 from utils.data.clips import Clips
-from utils.data.datasets import Question, frames_path, wav_path
-from utils.data.media import read_frames, read_wav
+from utils.data.datasets import Question, media_paths
+from utils.data.media import clip_frames, clip_sound
 from utils.files import shipped, write_whole
 from utils.report import plots
 from utils.report.metrics import accuracy_report, majority_answers, majority_right
@@ -115,19 +115,23 @@ def draw(run: Any, found: dict, said: list[str], stem: str) -> list[str]:
         f"{stem}-types.png": partial(plots.accuracy_by_type, types, baselines, title=title),
         f"{stem}-snr.png": partial(plots.accuracy_by_snr, by_snr, c.snr_db),
         f"{stem}-examples.png": partial(
-            draw_examples, Path(c.data), run.clips["test"].rows, said
+            draw_examples, Path(c.data), c.media, run.clips["test"].rows, said
         ),
     })  # fmt: skip
 
 
 def draw_examples(
-    root: Path, questions: Sequence[Question], predictions: Sequence[str], path: str
+    root: Path, media: str, questions: Sequence[Question], predictions: Sequence[str], path: str
 ) -> str:
-    return plots.examples(example_clips(root, questions, predictions), path)
+    return plots.examples(example_clips(root, questions, predictions, media=media), path)
 
 
 def example_clips(
-    root: Path, questions: Sequence[Question], predictions: Sequence[str], clips: int = 4
+    root: Path,
+    questions: Sequence[Question],
+    predictions: Sequence[str],
+    clips: int = 4,
+    media: str = "extraction",
 ) -> list[tuple[np.ndarray, np.ndarray, list[str]]]:
     """Test clips spread over the split, each with its first questions: frames, waveform, lines."""
     names = list(dict.fromkeys(q.video_id for q in questions))
@@ -141,5 +145,6 @@ def example_clips(
         for q, said in [(q, said) for q, said in pairs if q.video_id == name][:4]:
             mark = "right" if is_right(said, q.answer) else "wrong"
             lines += [q.text, f"  {q.answer} | said {said.strip()!r}: {mark}"]
-        shown.append((read_frames(frames_path(root, name)), read_wav(wav_path(root, name)), lines))
+        paths = media_paths(root, name, media)  # the sound first, or one video for both
+        shown.append((clip_frames(paths[-1], 32, 224), clip_sound(paths[0]), lines))
     return shown

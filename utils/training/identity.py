@@ -17,10 +17,9 @@ from typing import Any
 from utils.checkpoints import sha256
 from utils.config import plain
 from utils.data.datasets import (
-    frames_path,
+    media_paths,
     read_music_avqa,
     read_valor,
-    wav_path,
     without_media,
 )
 
@@ -31,7 +30,7 @@ DRAWING = {"matplotlib", "plotly"}  # what imports these only draws
 # What does not change a run's result: where things lie and how the work is shared out.
 PLACES = (
     *("name", "out", "figures", "cache", "workers", "threads", "encode_batch", "question_only"),
-    *("resume", "save_every", "keep"),
+    *("cache_shard", "resume", "save_every", "keep"),
     "init",  # whose contents are compared
 )
 
@@ -104,10 +103,10 @@ def data_now(metrics: dict, config: Any, ended: float) -> dict:
     root = Path(config.data)
     hashes = {split: sha256(file["path"]) for split, file in metrics["annotations"].items()}
     names = annotated(metrics["task"], root, tuple(hashes.items())) if hashes else []
-    left_out = set(without_media(root, names))
+    left_out = set(without_media(root, names, config.media))
     for name in metrics["left_out"].keys() - left_out:
-        media = (wav_path(root, name), frames_path(root, name))
-        if all(path.stat().st_ctime < ended for path in media):
+        paths = media_paths(root, name, config.media)
+        if all(path.stat().st_ctime < ended for path in paths):
             left_out.add(name)
     return data_version(hashes, left_out)
 

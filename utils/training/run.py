@@ -19,9 +19,10 @@ from modules.system import Batch
 from utils.checkpoints import save_checkpoint, sha256
 from utils.config import Stopped, plain
 from utils.data.clips import Clips, Collate, in_order, training_loader
-from utils.data.datasets import listing
-from utils.data.models import models_used
-from utils.training.identity import code_of, data_version, finished
+from utils.data.datasets import listing, read_splits
+from utils.data.models import MODELS, models_used
+from utils.hub import is_hub_id
+from utils.training.identity import READ, code_of, data_version, finished
 from utils.training.log import RunLog, peak_rss_mb
 from utils.training.processes import agree, noise_source, start
 from utils.training.states import Signals, States
@@ -52,6 +53,10 @@ class Run:
         if self.finished:
             self.say("finished before")
             return
+        if config.preset != "mini" and any(is_hub_id(getattr(config, name)) for name in MODELS):
+            read_splits(
+                READ[task], Path(config.data)
+            )  # which must be there before they are fetched
         self.log = RunLog(Path(config.out) / self.config.name, writes=self.is_main)
         self.validation: list[tuple[int, float]] = []  # (step, loss)
 

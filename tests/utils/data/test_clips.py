@@ -18,6 +18,7 @@ from utils.data.clips import (
     ClipTokens,
     Collate,
     ShuffledBatches,
+    answer_ids,
     answer_limit,
     by_clip,
     in_order,
@@ -37,7 +38,7 @@ class Letters:
 
     eos_token_id = END
 
-    def __call__(self, texts):
+    def __call__(self, texts, add_special_tokens=True):
         return {"input_ids": [[ord(letter) for letter in text] for text in texts]}
 
 
@@ -395,3 +396,15 @@ def test_rows_are_brought_together_by_clip():
     """Rows keep their order within a clip, and clips that in which they first come."""
     rows = [question(f"{i}?", "no", name) for i, name in enumerate("babcab")]
     assert [row.text for row in by_clip(rows)] == ["0?", "2?", "5?", "1?", "4?", "3?"]
+
+
+def test_an_answer_begins_with_its_own_token():
+    """Protects: tokenizers that begin every text with a token of their own (Llama's, Gemma's) do
+    not put it before an answer, which the model would have to write first."""
+
+    class Beginning(Letters):
+        def __call__(self, texts, add_special_tokens=True):
+            ids = super().__call__(texts)["input_ids"]
+            return {"input_ids": [[1] * add_special_tokens + row for row in ids]}
+
+    assert answer_ids(Beginning(), ["no"]) == [[ord(letter) for letter in " no"]]

@@ -1,6 +1,7 @@
 """A run's clips: encoded before training and cached, or encoded in every step, to the same end."""
 
 import gc
+import json
 import os
 import shutil
 import weakref
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import soundfile
 import torch
+from safetensors import safe_open
 
 import task_align
 import task_avqa
@@ -20,7 +22,7 @@ from tests.helpers.tiny import RATE, tiny_qwen2, write_clip
 from utils.data.clips import ClipMedia, ClipTokens, Collate, in_order
 from utils.data.datasets import AnnotationFile, Caption, DataError, Question
 from utils.data.encoding import load_clips
-from utils.data.features import media_stamp, read_tokens
+from utils.data.features import SHARDS, Files, Job, media_stamp, read_tokens, store
 from utils.data.models import build_system
 from utils.files import write_whole
 from utils.training.processes import start
@@ -315,7 +317,7 @@ def test_full_disk_ends_caching_and_keeps_what_is_done(run, monkeypatch, batch, 
         write_whole(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr("utils.data.encoding.write_whole", full)
+        patch.setattr("utils.data.features.write_whole", full)
         with pytest.raises(OSError, match="No space left"):
             run.load(captions(*CLIPS), encode_batch=batch)
     assert written == list(CLIPS)[: failing - 1]
@@ -323,6 +325,123 @@ def test_full_disk_ends_caching_and_keeps_what_is_done(run, monkeypatch, batch, 
     clips, encoded = run.load(captions(*CLIPS))
     assert encoded == ALL - len(written)
     run.check(clips)
+
+
+def shards(run):
+    """The clips of each shard of sound, in the order in which they were written."""
+    files = sorted(Path(run.options["cache"]).rglob("AST*/*"), key=lambda p: p.stat().st_mtime_ns)
+    found = []
+    for path in files:
+        with safe_open(path, "pt") as file:
+            found.append([name for name, _ in json.loads(file.metadata()["clips"])])
+    return found
+
+
+def same_tokens(a, b):
+    """Whether two loaded splits hold the same, to the last bit."""
+    return all(
+        torch.equal(x[0], y[0]) and torch.equal(x[1], y[1]) and x[3].keys() == y[3].keys()
+        and all(torch.equal(x[3][k].places, y[3][k].places) for k in x[3])
+        for x, y in zip(a, b, strict=True)
+    )  # fmt: skip
+
+
+def test_clips_share_files(run, monkeypatch):
+    """In shards lie the same tokens as in a file a clip, whether held in memory or read as asked
+    for; a second run of any size of shards encodes nothing, and adds what is new."""
+    alone, _ = run.load(captions(*CLIPS), cache=f"{run.root.parent}/alone")
+    clips, encoded = run.load(captions("0001", "0002", "0003"), cache_shard=2, encode_batch=1)
+    assert encoded == 3 + (1 + 1 + 3) and shards(run) == [["0001", "0002"], ["0003"]]
+    assert run.load(captions("0001", "0003"), cache_shard=3)[1] == 0
+    clips, encoded = run.load(captions(*CLIPS), cache_shard=3)
+    assert encoded == 1 + 2 and shards(run)[2:] == [["0004"]]
+    assert same_tokens(clips["train"], alone["train"])
+    monkeypatch.setattr("utils.data.clips.IN_MEMORY", 0)
+    clips, _ = run.load(captions(*CLIPS), cache_shard=3)
+    assert not clips["train"].kept and same_tokens(clips["train"], alone["train"])
+
+
+def test_an_interrupt_writes_the_shard_under_way(run):
+    """What was encoded before Ctrl-C is not encoded again, though its shard was not full."""
+    rows = []
+
+    def stop(_, args):
+        rows.append(len(args[0]))
+        if len(rows) == 3:
+            raise KeyboardInterrupt
+
+    hook = run.encoders["visual"][0].register_forward_pre_hook(stop, prepend=True)
+    with pytest.raises(KeyboardInterrupt):
+        run.load(captions(*CLIPS), encode_batch=1, cache_shard=100)
+    hook.remove()
+    clips, encoded = run.load(captions(*CLIPS), cache_shard=100)
+    assert encoded == ALL - 2 and len(run.files()) == 3
+    alone, _ = run.load(captions(*CLIPS), cache=f"{run.root.parent}/alone")
+    assert same_tokens(clips["train"], alone["train"])
+
+
+def test_the_newest_shard_of_a_clip_counts(run):
+    """A changed clip is encoded again into another shard, whose tokens are read from then on; so
+    too where the old media come back."""
+    clips, _ = run.load(captions(*CLIPS), cache_shard=4)
+    before = clips["train"][2][1]
+    sound = run.media("audio", "0003")
+    content, times = sound.read_bytes(), sound.stat()
+    soundfile.write(sound, soundfile.read(sound)[0][::-1], RATE)
+    clips, encoded = run.load(captions(*CLIPS), cache_shard=4)
+    assert encoded == 3 and not torch.equal(clips["train"][2][1], before)
+    sound.write_bytes(content)
+    os.utime(sound, ns=(times.st_atime_ns, times.st_mtime_ns))
+    clips, encoded = run.load(captions(*CLIPS), cache_shard=4)
+    assert encoded == 3 and torch.equal(clips["train"][2][1], before)
+    assert run.load(captions(*CLIPS), cache_shard=4)[1] == 0
+    assert shards(run)[1:] == [["0003"], ["0003"]]
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
+def test_a_damaged_shard_is_made_again(run, share):
+    """One that is cut off anywhere, or emptied, costs its own clips."""
+    run.load(captions("0001", "0002"), cache_shard=2)
+    clips, _ = run.load(captions(*CLIPS), cache_shard=2)
+    path = clips["train"].stores[1].path("0003")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    clips, encoded = run.load(captions(*CLIPS), cache_shard=2)
+    assert encoded == 3 + 2
+    alone, _ = run.load(captions(*CLIPS), cache=f"{run.root.parent}/alone")
+    assert same_tokens(clips["train"], alone["train"])
+
+
+def test_a_lost_shard_is_named(run, monkeypatch):
+    """One that goes while a run is under way ends it in a line."""
+    monkeypatch.setattr("utils.data.clips.IN_MEMORY", 0)
+    clips, _ = run.load(captions(*CLIPS), cache_shard=4)
+    path = clips["train"].stores[1].path("0003")
+    path.unlink()
+    with pytest.raises(OSError, match="unreadable; remove it, run again") as error:
+        clips["train"][2]
+    assert str(path) in str(error.value)
+
+
+def test_two_writers_of_shards_lose_nothing(run):
+    """Two runs that fill one cache at the same time, with the same clips among theirs, each find
+    all of their own; nobody's shard replaces another's."""
+    clips, _ = run.load(captions(*CLIPS), cache=f"{run.root.parent}/alone")
+    jobs = [Job(name, run.media("audio", name), name) for name in CLIPS]
+    tokens = {name: Files(clips["train"].folders["audio"]).read(name) for name in CLIPS}
+    folder = Path(run.options["cache"]) / f"AST{SHARDS}"
+    folder.mkdir(parents=True)
+    first, second = store(folder, 2), store(folder, 3)
+    for i in (0, 1, 2, 3):
+        first.add(jobs[i], tokens[jobs[i].video_id])
+        second.add(jobs[i], tokens[jobs[i].video_id])
+    first.flush()
+    second.flush()
+    assert len(list(folder.iterdir())) == 4
+    found = store(folder)
+    for job in jobs:
+        assert found.holds(job.video_id, job.stamp) and not found.holds(job.video_id, "other")
+        assert torch.equal(found.read(job.video_id).tokens, tokens[job.video_id].tokens)
 
 
 def test_workers_change_nothing(run):

@@ -1,5 +1,6 @@
 """Model folders: a damaged or foreign one ends in a line, and code that lies in one never runs."""
 
+import copy
 import json
 import shutil
 from functools import partial
@@ -7,12 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TimesformerConfig, TimesformerModel, VideoMAEImageProcessor
+from transformers import (
+    BartConfig,
+    BartForCausalLM,
+    BertConfig,
+    BertLMHeadModel,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    MambaConfig,
+    MambaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    TimesformerConfig,
+    TimesformerModel,
+    VideoMAEImageProcessor,
+)
 
 import task_align
 from modules.system import Alignment
 from modules.token_transmitter import GRIDS, places_of
 from tests.helpers.tiny import SIZES, write_clip
+from tests.modules.test_families import FAMILIES
 from utils.data.clips import ClipMedia, Collate, in_order
 from utils.data.datasets import Caption
 from utils.data.media import video_input
@@ -117,7 +133,7 @@ def test_another_model_is_refused(model):
         if other is not load_language_model:
             kind = other.keywords["kind"]
             known = "vivit" if kind == "visual" else "audio-spectrogram-transformer"
-            assert f"model_type is {holds}, which is no {kind} encoder's ({known})" in message
+            assert f"model_type is {holds}, which is no {kind} encoder's ({known}, " in message
 
 
 @pytest.mark.parametrize("kind", ["visual", "audio"])
@@ -154,6 +170,51 @@ def test_one_more_entry_is_another_encoder(models, tmp_path, monkeypatch):
     losses, features = Alignment(system, config)(batch, torch.Generator().manual_seed(0))
     losses["loss"].backward()
     assert features["visual"].isfinite().all() and system.img_tx.projection.weight.grad.any()
+
+
+def save_language_model(kind, config, folder):
+    """A folder of a random model over the mini world's words."""
+    config = copy.deepcopy(config)
+    config.get_text_config().vocab_size = 2000
+    kind(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(ROOT / "checkpoint/mini/qwen2" / name, folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_family_of_language_models_is_loaded(family, dtype, tmp_path):
+    """From a folder as it is published: the class, the precision asked for, and the tokenizer."""
+    kind, config, _ = FAMILIES[family]
+    model, tokenizer = load_language_model(save_language_model(kind, config, tmp_path), dtype)
+    assert isinstance(model, kind) and model.dtype == dtype
+    assert tokenizer.pad_token == tokenizer.eos_token
+
+
+OTHERS = {  # class, configuration, and what the line says
+    "encoder and decoder": (T5ForConditionalGeneration, T5Config(**SIZES), "a t5 is not a causal"),
+    "the decoder of one": (
+        BartForCausalLM,
+        BartConfig(d_model=16, decoder_layers=1, decoder_ffn_dim=32, is_encoder_decoder=False),
+        "is no causal language model",
+    ),
+    "both directions": (BertLMHeadModel, BertConfig(**SIZES), "is no causal language model"),
+    "recurrent": (MambaForCausalLM, MambaConfig(**SIZES), "cannot be read by"),
+    "both directions by choice": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(**SIZES, num_key_value_heads=1, use_bidirectional_attention=True),
+        "is no causal language model",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_attention_is_refused(case, tmp_path):
+    """A model that reads its input in both directions, has an encoder beside it, or takes no masks
+    would give answers that depend on the questions beside them."""
+    kind, config, said = OTHERS[case]
+    assert said in refused(save_language_model(kind, config, tmp_path), load_language_model)
 
 
 @pytest.mark.parametrize("known", [True, False])
