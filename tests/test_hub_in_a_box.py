@@ -196,4 +196,5 @@ def test_both_stages_of_the_paper_preset(home):
         used = torch.load(place, weights_only=True)["about"]["models"]
         for field, repo_id in (("visual_encoder", VIVIT), ("foundation_model", QWEN)):
             assert used[field]["commit"] == home.hub.repos[repo_id]["main"][0]
-    assert (home.folder / "hf" / "hub").is_dir() and not (home.folder / ".cache").exists()
+    assert (home.folder / "hf" / "hub").is_dir()
+    assert not (home.folder / ".cache" / "huggingface").exists()
