@@ -23,10 +23,12 @@ from utils.data.encoding import load_clips
 from utils.data.models import build_system
 from utils.report.metrics import geometry, retrieval
 from utils.report.plots import draw_all, loss_curve
-from utils.report.tsne import side_by_side
+from utils.report.tsne import Points, own_captions, side_by_side, tsne_points
+from utils.report.tsne_page import page_of_clips
 from utils.training.run import Run
 
 PRESET = "mini"  # "mini" (embedded world, any machine) or "paper"; edit here, or say --preset
+SHOWN = 150  # held-out clips in the t-SNE
 
 
 @dataclass
@@ -107,7 +109,17 @@ def main(config: Config) -> dict | None:
         },
         "clips": {split: len(part) for split, part in clips.items()},
     }
-    return run.finish(results, partial(draw, run, before, after, ids))
+    models: dict[str, Points] = {}
+    if config.figures != "none":
+        models = {
+            name: tsne_points({k: v[:SHOWN].numpy() for k, v in features.items()}, config.seed)
+            for name, features in (("before alignment", before), ("after alignment", after))
+        }
+        results["tsne"] = {
+            "clips": len(texts[:SHOWN]),
+            "own_caption_nearest": {name: own_captions(xy, texts) for name, xy in models.items()},
+        }
+    return run.finish(results, partial(draw, run, models, results))
 
 
 @torch.inference_mode()
@@ -127,20 +139,25 @@ def evaluate(model, loader, run: Run) -> tuple[dict[str, float], dict[str, torch
     return means, {k: torch.cat([found[k] for found in features]).cpu() for k in features[0]}
 
 
-def draw(run: Run, before: dict, after: dict, ids: list[str], stem: str, shown: int = 150):
-    """The losses, and t-SNE of held-out features before and after; the figures' paths."""
+def draw(run: Run, models: dict[str, Points], results: dict, stem: str) -> list[str]:
+    """The losses, and t-SNE of held-out features before and after: a picture, and a page to
+    explore. Returns the figures' paths."""
+    rows = run.clips["test"].rows[:SHOWN]
     keys = [key for key in run.log.rows[0] if key not in ("step", "gradient")]
-    columns = {
-        f"{when} alignment": {k: v[:shown].numpy() for k, v in features.items()}
-        for when, features in (("before", before), ("after", after))
-    }
-    title = f"t-SNE of {min(shown, len(ids))} held-out clips at {run.config.snr_db:g} dB"
     losses = (run.log.rows, run.validation, keys)
+    shares = results["tsne"]["own_caption_nearest"].values()
+    notes = [
+        f"own caption nearest: picture {100 * share['visual']:.0f} %, "
+        f"sound {100 * share['audio']:.0f} %"
+        for share in shares
+    ]
+    print(f"t-SNE of {len(rows)} of them: {notes[-1]}")
+    title = f"t-SNE of {len(rows)} held-out clips at {run.config.snr_db:g} dB"
+    ids = [row.video_id for row in rows]
     return draw_all({
         f"{stem}-loss.png": partial(loss_curve, *losses, title="alignment"),
-        f"{stem}-tsne.png": partial(
-            side_by_side, columns, ids[:shown], run.config.seed, title=title
-        ),
+        f"{stem}-tsne.png": partial(side_by_side, models, ids, notes, title),
+        f"{stem}-tsne.html": partial(page_of_clips, models, rows, run.config.data),
     })  # fmt: skip
 
 

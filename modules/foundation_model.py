@@ -2,7 +2,7 @@
 the paper), read and tuned through its embeddings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -207,6 +207,35 @@ class FoundationModel(nn.Module):
             ended = ended | (said[-1] == end_id)
             tokens, real = self.embed(said[-1])[:, None], pad(real, (0, 1), value=True)
         return torch.stack(said, dim=1)
+
+    @torch.inference_mode()
+    def alternatives(
+        self, received: Received, end_id: int, max_new_tokens: int = 8, count: int = 5
+    ) -> tuple[Tensor, Tensor]:
+        """What may be answered to one question: the `count` likeliest first tokens, each carried on
+        by greedy decoding. The first of these answers is the one that `generate` writes.
+
+        Returns:
+            ids: (count, new tokens), filled with `end_id` where an answer ended early.
+            probability: (count,), of each answer with its end among all that could be written.
+        """
+        asked = received.question_mask.sum()
+        ids = received.clip.new_full((1, 1), end_id)  # any token: only what precedes it is read
+        logits = self.answer_logits(received, ids, ids == end_id, asked + 1)
+        first = logits[0, 0].topk(count).indices[:, None]  # (count, 1)
+        question = received.question.expand(count, -1, -1)
+        mask, clip = received.question_mask.expand(count, -1), received.clip.expand(count)
+        received = replace(received, question=question, question_mask=mask, clip=clip)
+        question = torch.cat([question, self.embed(first)], dim=1)
+        begun = replace(received, question=question, question_mask=pad(mask, (0, 1), value=True))
+        rest = self.generate(begun, end_id, max_new_tokens)
+        ids = torch.cat([first, rest], dim=1)[:, :max_new_tokens]
+        ended = (ids == end_id).cumsum(dim=1)
+        real = (ended == 0) | ((ended == 1) & (ids == end_id))  # (count, new tokens)
+        ids = ids.masked_fill(~real, end_id)
+        logits = self.answer_logits(received, ids, real, count * asked + real.sum())
+        each = logits.float().log_softmax(dim=2).gather(2, ids[..., None])[..., 0]
+        return ids, each.masked_fill(~real, 0).sum(dim=1).exp()
 
 
 @torch.inference_mode()

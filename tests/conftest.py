@@ -2,6 +2,7 @@
 that use it."""
 
 import os
+import shutil
 import sys
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 # Read when torch and numpy are imported. Test processes share the cores; threads that wait for one
 # another make t-SNE twenty times slower.
 THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "1"))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ("--no-sandbox --headless --disable-gpu --disable-background-networking "
+         "--disable-component-update --disable-sync --no-first-run").split()  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +61,16 @@ def mini_world(tmp_path_factory):
     """A folder with a small mini world and its cache, which grow as scripts need them (see
     `tests.helpers.scripts.places`), and the checkpoints and figures that they leave."""
     return tmp_path_factory.mktemp("mini-world")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, driven by Playwright; without either its tests skip."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip("no Chromium")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=found, args=FLAGS)
+        yield chromium
+        chromium.close()

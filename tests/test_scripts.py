@@ -75,7 +75,12 @@ def test_stage_1_leaves_what_it_promises(folder, aligned):
     assert metrics["config"]["temperature"] == 0.07
     assert len(list(csv.DictReader(open(f"{stem}.csv")))) == 6
     assert list(stem.glob("events.*"))
-    assert len(metrics["figures"]) == 2
+    assert len(metrics["figures"]) == 3 and metrics["figures"][2].endswith("-tsne.html")
+    shares = metrics["tsne"]["own_caption_nearest"]
+    assert metrics["tsne"]["clips"] == 12
+    assert shares.keys() == {"before alignment", "after alignment"}
+    assert all(0 <= share[kind] <= 1 for share in shares.values() for kind in ("visual", "audio"))
+    assert "t-SNE of 12 of them: own caption nearest: picture" in aligned.stdout
     for figure in metrics["figures"]:
         assert Path(figure).stat().st_size > 10_000
         assert figure in aligned.stdout

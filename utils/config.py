@@ -9,7 +9,7 @@ import threading
 import warnings
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
 from torch import distributed as dist
@@ -134,6 +134,14 @@ def plain(config: Any) -> dict:
     return json.loads(json.dumps(vars(config), default=str), parse_constant=str)
 
 
+def of_plain(presets: dict[str, Any], values: dict) -> Any:
+    """The config that `plain` made these values of. A field that was not there then is its preset's
+    now, and one that is gone is left out."""
+    values = json.loads(json.dumps(values).replace('"Infinity"', "Infinity"))
+    preset = presets[values["preset"]]
+    return replace(preset, **{f.name: values[f.name] for f in fields(preset) if f.name in values})
+
+
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """Shows the lines of the script's docstring as they are, and each flag's default."""
 
@@ -199,8 +207,12 @@ def quieten() -> None:
 
 
 def run_script(main: Callable, presets: dict[str, Any], default: str, doc: str | None) -> None:
-    """Run a task script; what a user can cause ends in one line instead of a traceback."""
-    config = parse_config(presets, default, doc)
+    """Run a task script by its flags."""
+    run(main, parse_config(presets, default, doc))
+
+
+def run(main: Callable, config: Any) -> None:
+    """Call `main(config)`; what a user can cause ends in one line instead of a traceback."""
     quieten()
     try:
         main(config)

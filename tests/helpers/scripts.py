@@ -16,7 +16,7 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from tests.helpers.limit import LIMIT
-from utils.config import run_script
+from utils.config import run, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +35,23 @@ def here(script: str, *flags: object, root: Path = ROOT, ok: bool = True) -> Com
     """Run a script in this process, which has imported what it needs, as its command line would
     from `root`."""
     module = import_module(script.removesuffix(".py").replace("/", "."))
-    words, status = [script, *map(str, flags)], 0
+    return called(
+        lambda: run_script(module.main, module.PRESETS, module.PRESET, module.__doc__),
+        [script, *map(str, flags)],
+        root,
+        ok,
+    )
+
+
+def asked(*flags: object, root: Path = ROOT, ok: bool = True) -> CompletedProcess:
+    """Run ask.py, likewise."""
+    ask = import_module("ask")
+    return called(lambda: run(ask.main, ask.parse()), ["ask.py", *map(str, flags)], root, ok)
+
+
+def called(script: Callable[[], None], words: list[str], root: Path, ok: bool) -> CompletedProcess:
+    """What a script leaves on the screen when it is called with such a command line."""
+    status = 0
     out, errors = io.StringIO(), io.StringIO()
     AcceleratorState._reset_state(reset_partial_state=True)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(errors):
@@ -43,7 +59,7 @@ def here(script: str, *flags: object, root: Path = ROOT, ok: bool = True) -> Com
         patch.setattr(sys, "argv", words)
         patch.setattr(threading, "excepthook", threading.excepthook)  # put back afterwards
         try:
-            run_script(module.main, module.PRESETS, module.PRESET, module.__doc__)
+            script()
         except SystemExit as end:
             status = end.code
     gc.collect()  # what the end of a process would free: the lock of a run that failed

@@ -294,6 +294,34 @@ def test_generate_is_greedy_decoding(make, clip):
         assert cut(one[0].tolist(), end) == wanted
 
 
+@MODELS
+@pytest.mark.parametrize("ends_after", [1, 3, 9])
+def test_alternatives_are_greedy_from_other_first_tokens(make, ends_after):
+    """The first is what `generate` writes, if that is nothing, an answer, or one that does not end;
+    each other one goes on greedily from its first token; their probabilities are products over
+    their tokens."""
+    model, most = make(), 4
+    received, *_ = example(model, QUESTIONS[:1], ANSWERS[:1], [0])
+    end = naive_answer(model, rows(received)[0], NEVER, most=9)[ends_after - 1]
+    ids, probability = model.alternatives(received, end, most, count=5)
+    assert cut(ids[0].tolist(), end) == cut(model.generate(received, end, most)[0].tolist(), end)
+    media, text = received.media[0], received.question[0]
+
+    def following(written: list[int]) -> torch.Tensor:
+        tokens = torch.cat([media, text, model.embed(torch.tensor(written, dtype=torch.long))])
+        return model.language_model(inputs_embeds=tokens[None]).logits[0, -1].softmax(dim=0)
+
+    with torch.inference_mode():
+        assert ids[:, 0].tolist() == following([]).topk(5).indices.tolist()
+        for row, said in zip(ids.tolist(), probability, strict=True):
+            written = row[: row.index(end) + 1] if end in row else row
+            parts = [following(written[:i]) for i in range(len(written))]
+            each = [part[token] for part, token in zip(parts, written, strict=True)]
+            assert said.item() == pytest.approx(torch.stack(each).prod().item(), rel=1e-4)
+            greedy = [part.argmax().item() for part in parts[1:]]
+            assert written[1:] == greedy and set(row[len(written) :]) <= {end}
+
+
 @CLIPS
 def test_generate_uses_the_cache(clip):
     """The media of each clip are read once, then the questions, then one token a step."""

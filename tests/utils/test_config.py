@@ -11,7 +11,16 @@ import pytest
 import task_align
 import task_avqa
 from tests.helpers.scripts import here, refused
-from utils.config import CHOICES, COUNTS, NOT_NEGATIVE, POSITIVE, check, plain, run_script
+from utils.config import (
+    CHOICES,
+    COUNTS,
+    NOT_NEGATIVE,
+    POSITIVE,
+    check,
+    of_plain,
+    plain,
+    run_script,
+)
 
 STAGES = (task_align, task_avqa)
 
@@ -120,3 +129,14 @@ def test_a_killed_worker_is_one_line(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.startswith("task_align.py: a process that reads media was killed")
     assert said.count("\n") == 1 and "--workers" in said and "--encode_batch" in said
+
+
+@pytest.mark.parametrize("script", STAGES)
+def test_a_recorded_config_comes_back(script):
+    """What a checkpoint records gives the config of its run, infinite numbers and lists included; a
+    field of another version is left out or is its preset's."""
+    config = replace(script.PRESETS["paper"], snr_db=math.inf, snr_range=[-3.0, math.inf], seed=5)
+    recorded = plain(config) | {"gone": 1}
+    assert of_plain(script.PRESETS, recorded) == config
+    del recorded["lr"], recorded["visual_tokens"]
+    assert of_plain(script.PRESETS, recorded) == config

@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.collections import LineCollection
+from scipy.spatial.distance import cdist
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
@@ -16,26 +17,47 @@ from utils.files import write_whole
 from utils.report.plots import GREY, MODALITY_STYLE, draw_all, save
 
 Points = dict[str, np.ndarray]  # modality to (clips, 2)
+PERPLEXITY = 10.0  # about how many captions a clip is compared with
+FAR = 4.0  # between what is not compared; directions are 2 apart at most
 
 
 def tsne_points(features: dict[str, np.ndarray], seed: int) -> Points:
     """t-SNE of all modalities together: each (clips, hidden) becomes (clips, 2).
 
-    Features are compared by their direction, as the contrastive loss does. The perplexity adapts
-    to few clips; fewer than four points, or points that coincide, have no shape and all lie at 0.
+    Features are compared as the contrastive loss and retrieval compare them: by their direction,
+    and those of picture and sound with captions alone. Among all features each would lie with its
+    own kind, of which many are nearer to it than its caption, however well it finds that: the
+    modality gap (Liang et al., 2022). The perplexity adapts to few clips; fewer than four points,
+    or points that coincide, have no shape and all lie at 0.
     """
     stacked = np.concatenate(list(features.values())).astype(np.float32)
     stacked /= np.linalg.norm(stacked, axis=1, keepdims=True) + 1e-12
+    counts = [len(f) for f in features.values()]
     if len(stacked) < 4 or np.ptp(stacked, axis=0).max() < 1e-6:
         points = np.zeros((len(stacked), 2), np.float32)
     else:
-        perplexity = min(30.0, (len(stacked) - 1) / 3)
-        start = "pca" if stacked.shape[1] > 1 else "random"
-        tsne = TSNE(perplexity=perplexity, random_state=seed, init=start)
+        text = np.repeat([modality == "text" for modality in features], counts)
+        apart = np.sqrt(np.clip(2 - 2 * stacked @ stacked.T, 0, None))  # chords, at most 2
+        apart[text[:, None] == text] = FAR
+        np.fill_diagonal(apart, 0)
+        perplexity = min(PERPLEXITY, (len(stacked) - 1) / 3)
+        tsne = TSNE(perplexity=perplexity, metric="precomputed", init="random", random_state=seed)
         with threadpool_limits(1):  # its threads wait for one another at hundreds of barriers
-            points = tsne.fit_transform(stacked)
-    ends = np.cumsum([len(f) for f in features.values()])[:-1]
-    return dict(zip(features, np.split(points, ends), strict=True))
+            points = tsne.fit_transform(apart)
+    return dict(zip(features, np.split(points, np.cumsum(counts)[:-1]), strict=True))
+
+
+def own_captions(points: Points, texts: Sequence[str]) -> dict[str, float]:
+    """What a picture says of retrieval: by `visual` and `audio` the share of clips to whose point
+    no other caption's lies nearer than their own; equal captions are one."""
+    return {
+        modality: float(np.mean([
+            texts[i] == texts[nearest]
+            for i, nearest in enumerate(cdist(xy, points["text"]).argmin(axis=1))
+        ]))
+        for modality, xy in points.items()
+        if modality != "text"
+    }  # fmt: skip
 
 
 def limits(models: Sequence[Points]) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -58,20 +80,16 @@ def draw(axis: plt.Axes, points: Points) -> None:
 
 
 def side_by_side(
-    columns: dict[str, dict[str, np.ndarray]],
-    ids: Sequence[str],
-    seed: int,
-    path: str | Path,
-    title: str,
+    models: dict[str, Points], ids: Sequence[str], notes: Sequence[str], title: str, path: str
 ) -> str:
-    """A panel for each set of features by its name, each with a t-SNE of its own; the points go
-    into a CSV beside it, `ids` naming the clips."""
-    models = {name: tsne_points(features, seed) for name, features in columns.items()}
+    """A panel for each model with its name and a note; the points go into a CSV beside it, `ids`
+    naming the clips."""
     write_points(Path(path).with_suffix(".csv"), models, ids)
-    figure, axes = plt.subplots(1, len(columns), figsize=(4.5 * len(columns), 4.4), squeeze=False)
-    for axis, (name, points) in zip(axes[0], models.items(), strict=True):
+    size = (4.8 * len(models), 5.2)
+    figure, axes = plt.subplots(1, len(models), figsize=size, squeeze=False, layout="constrained")
+    for axis, (name, points), note in zip(axes[0], models.items(), notes, strict=True):
         draw(axis, points)
-        axis.set_title(name)
+        axis.set_title(f"{name}\n{note}", fontsize=10)
     axes[0, 0].legend(markerscale=1.8)
     figure.suptitle(title)
     return save(figure, path)

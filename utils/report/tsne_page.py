@@ -12,6 +12,8 @@ import numpy as np
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
+from utils.data.datasets import Caption, frames_path
+from utils.data.media import read_frames
 from utils.files import write_whole
 from utils.report.plots import COLOURS, GREY, MODALITY_STYLE
 
@@ -24,10 +26,17 @@ INSTRUMENTS = (
     "congas", "drum", "electric bass", "erhu", "flute", "guzheng", "piano", "pipa", "saxophone",
     "suona", "trumpet", "tuba", "ukulele", "violin", "xylophone",
 )  # fmt: skip
+# Where people are filmed, as captions put it; the mini world's five among them.
+PLACES = (
+    "bathroom", "beach", "cave", "church", "classroom", "field", "forest", "garden", "gym", "hall",
+    "house", "kitchen", "lake", "office", "park", "river", "road", "room", "shop", "snow",
+    "square", "stadium", "stage", "street", "studio", "track", "yard",
+)  # fmt: skip
 SYNONYMS = {"conga": "congas", "guitar": "acoustic guitar"}
 _WORDS = "|".join(sorted((*INSTRUMENTS, "conga"), key=len, reverse=True))
 # A guitar called electric or bass is no acoustic guitar.
 _NAMED = re.compile(rf"\b({_WORDS}|(?<!electric )(?<!bass )guitar)s?\b")
+_PLACED = re.compile(rf"\b(?<!off )({'|'.join(PLACES)})s?\b")
 
 
 def instrument(caption: str) -> str:
@@ -35,8 +44,26 @@ def instrument(caption: str) -> str:
 
     Instruments are whole words, one or many of them; an underscore or hyphen is a space.
     """
-    found = _NAMED.search(re.sub(r"[\s_-]+", " ", caption.lower()))
+    return _first(_NAMED, caption)
+
+
+def place(caption: str) -> str:
+    """The first place that a caption names, likewise; what is off stage names none."""
+    return _first(_PLACED, caption)
+
+
+def _first(words: re.Pattern, caption: str) -> str:
+    found = words.search(re.sub(r"[\s_-]+", " ", caption.lower()))
     return SYNONYMS.get(found[1], found[1]) if found else NONE_NAMED
+
+
+def page_of_clips(
+    points: dict[str, dict[str, np.ndarray]], rows: Sequence[Caption], root: str, path: str
+) -> str:
+    """`write_page` for clips of a data set in `root`, each with its middle frame."""
+    frames = [read_frames(frames_path(root, row.video_id), 1)[0] for row in rows]
+    captions, names = [row.text for row in rows], [row.video_id for row in rows]
+    return write_page(Path(path), points, captions, frames, names)
 
 
 def write_page(
@@ -56,8 +83,11 @@ def write_page(
     xy = np.concatenate([a for of_model in points.values() for a in of_model.values()])
     low, high = xy.min(axis=0), xy.max(axis=0)
     margin = 0.04 * (high - low).max() or 1.0
-    named = [instrument(caption) for caption in captions]
-    colours = _instrument_colours(named)
+    named = {
+        "instrument": [instrument(caption) for caption in captions],
+        "place": [place(caption) for caption in captions],
+    }
+    colours = {what: _colours(found) for what, found in named.items()}
     data = {
         "models": [
             {"name": name, **{m: np.round(of_model[m], 3).T.tolist() for m in MODALITY_STYLE}}
@@ -66,17 +96,16 @@ def write_page(
         "ranges": np.stack([low - margin, high + margin], axis=1).tolist(),
         "colours": {
             "modality": {m: colour for m, (colour, _) in MODALITY_STYLE.items()},
-            "instrument": colours,
+            **colours,
         },
         "clips": [
             {
                 "name": str(name),
                 "caption": caption,
-                "instrument": n,
-                "group": n if n in colours else OTHER,
+                "named": {what: found[i] for what, found in named.items()},
                 "frame": _data_uri(frame),
             }
-            for name, caption, n, frame in zip(names, captions, named, frames, strict=True)
+            for i, (name, caption, frame) in enumerate(zip(names, captions, frames, strict=True))
         ],
     }
     # Captions are anybody's text: without "<" none can end the script element, and json.dumps
@@ -102,8 +131,8 @@ def _check(points, captions, frames, names) -> None:
             raise ValueError(f"{model!r} has points that are not finite")
 
 
-def _instrument_colours(named: list[str]) -> dict[str, str]:
-    """The colour of each instrument shown by name, the most frequent first, then of the others."""
+def _colours(named: list[str]) -> dict[str, str]:
+    """The colour of each name that is shown, the most frequent first, then of the others."""
     counts = Counter(sorted(n for n in named if n != NONE_NAMED))
     kept = [name for name, _ in counts.most_common(len(COLOURS))]
     colours = dict(zip(kept, COLOURS, strict=False))

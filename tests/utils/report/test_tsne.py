@@ -4,18 +4,17 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.report.tsne import limits, one_each, tsne_points, write_points
+from utils.report.metrics import recall_at_1
+from utils.report.tsne import limits, one_each, own_captions, tsne_points, write_points
 
 
-def features(clips, hidden=8, seed=0, apart=0.0):
+def features(clips, hidden=8, seed=0):
     rng = np.random.default_rng(seed)
-    return {
-        m: rng.normal(size=(clips, hidden)) + apart * k
-        for k, m in enumerate(("visual", "audio", "text"))
-    }
+    return {m: rng.normal(size=(clips, hidden)) for m in ("visual", "audio", "text")}
 
 
 @settings(max_examples=15, deadline=None)
@@ -31,16 +30,37 @@ def test_any_number_of_clips_gives_points(clips, hidden, constant):
         assert xy.shape == (clips, 2) and np.isfinite(xy).all()
 
 
-def test_points_repeat_and_keep_clusters():
-    """The same seed gives the same points; modalities that lie apart stay apart."""
-    found = features(40, apart=8.0)
-    found["text"] *= -1
+def matching(clips=40, noise=0.5, gap=1.0, seed=0):
+    """Pictures and sounds that find their captions, though each kind lies with its own: what the
+    clips of a kind share is as large as what tells them apart."""
+    rng = np.random.default_rng(seed)
+    clip = rng.normal(size=(clips, 32))
+    return {
+        m: clip + noise * (m != "text") * rng.normal(size=(clips, 32)) + gap * rng.normal(size=32)
+        for m in ("visual", "audio", "text")
+    }
+
+
+def test_points_repeat_and_say_what_is_retrieved():
+    """The same seed gives the same points; a clip lies beside its own caption as often as its
+    features find it, whatever gap lies between the modalities; without alignment it does not."""
+    found, texts = matching(), [str(i) for i in range(40)]
     points, again = (tsne_points(found, seed=1) for _ in range(2))
     for m in points:
         np.testing.assert_array_equal(points[m], again[m])
-    centres = [xy.mean(axis=0) for xy in points.values()]
-    spread = max(xy.std() for xy in points.values())
-    assert np.linalg.norm(centres[2] - centres[0]) > spread
+    shares = own_captions(points, texts)
+    for m in ("visual", "audio"):
+        retrieved = recall_at_1(torch.tensor(found[m]), torch.tensor(found["text"]), texts)
+        assert retrieved > 0.9 and shares[m] == pytest.approx(retrieved, abs=0.1)
+    assert max(own_captions(tsne_points(features(40), 1), texts).values()) < 0.2
+
+
+def test_share_of_own_captions():
+    """By hand: the nearest caption of each point, a caption of the same words being its own."""
+    line = np.array([[0, 0], [10, 0], [20, 0]], float)
+    points = {"visual": line + 1, "audio": line[[1, 0, 2]], "text": line}
+    assert own_captions(points, ["a", "b", "c"]) == {"visual": 1.0, "audio": pytest.approx(1 / 3)}
+    assert own_captions(points, ["a", "a", "c"]) == {"visual": 1.0, "audio": 1.0}
 
 
 def test_length_of_features_does_not_matter():

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -12,17 +11,12 @@ from PIL import Image
 
 from tests.helpers.limit import LIMIT
 from utils.report.plots import COLOURS
-from utils.report.tsne_page import INSTRUMENTS, instrument, write_page
+from utils.report.tsne_page import INSTRUMENTS, instrument, place, write_page
 
 CLIPS = 12
 MODALITIES = ("visual", "audio", "text")
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1><!-- "
 CAPTIONS = [HOSTILE, "line\u2028end __PLOTLY__", "纯音乐 <b>", *INSTRUMENTS[: CLIPS - 3]]
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = ("--no-sandbox --headless --disable-gpu --disable-background-networking "
-         "--disable-component-update --disable-sync --no-first-run").split()  # fmt: skip
 
 
 def arguments(seed=0):
@@ -75,6 +69,19 @@ def test_first_instrument_of_a_caption():
         assert instrument(caption) == expected, caption
 
 
+def test_first_place_of_a_caption():
+    """Likewise; what is off stage is no place."""
+    for caption, expected in {
+        "In a park under a blue banner": "park",
+        "Along a busy street, an off-stage bell": "street",
+        "The off-stage bell": "none named",
+        "two men on a stage": "stage",
+        "a parking lot": "none named",
+        "": "none named",
+    }.items():
+        assert place(caption) == expected, caption
+
+
 def test_page_needs_no_network(path):
     """Nothing that the page's own part loads lies outside the file."""
     html = path.read_text(encoding="utf-8")
@@ -108,8 +115,9 @@ def test_rare_instruments_share_a_colour(path):
     colours = data["colours"]["instrument"]
     assert list(colours)[7:] == ["other", "none named"]
     assert tuple(colours.values())[:7] == COLOURS
-    assert sum(clip["group"] == "other" for clip in data["clips"]) == CLIPS - 3 - 7
-    assert all(clip["group"] in colours for clip in data["clips"])
+    named = [clip["named"]["instrument"] for clip in data["clips"]]
+    assert sum(name not in colours for name in named) == CLIPS - 3 - 7
+    assert named.count("none named") == 3
 
 
 def test_one_clip_is_enough(tmp_path):
@@ -185,17 +193,6 @@ class Opened:
         self.page.wait_for_function("document.getElementById('frame').naturalWidth > 0")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if BROWSER is None:
-        pytest.skip("no Chromium")
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def opened(browser, path):
     page = browser.new_page(viewport={"width": 1200, "height": 800})
@@ -256,6 +253,37 @@ def test_colour_by_instrument(opened):
     assert opened.page.locator("#legend li").count() == 3 + 9
     opened.page.select_option("#colour", "modality")
     assert opened.colours() == before
+
+
+def test_colour_by_place(opened):
+    """No caption here names a place: one colour for all, and the legend says so."""
+    opened.page.get_by_label("Colour").select_option("place")
+    assert len(set(opened.colours())) == 1
+    legend = opened.page.locator("#legend").inner_text()
+    assert "first place in the caption" in legend and "none named" in legend
+
+
+def nearest(xy, clip):
+    """The clip whose caption is nearest to the point of `clip`, its own if several are."""
+    far = [np.hypot(*(xy[0][clip] - text)) for text in xy[1]]
+    return clip if far[clip] == min(far) else int(np.argmin(far))
+
+
+@pytest.mark.parametrize("modality", ["visual", "audio"])
+def test_the_nearest_caption_is_shown(opened, path, modality):
+    """Beside the clip's own, with its clip; how often it is the clip's own stands below the plot;
+    a caption has none."""
+    model = data_of(path.read_text(encoding="utf-8"))["models"][0]
+    points = {m: np.array(model[m]).T for m in MODALITIES}
+    found = [nearest((points[modality], points["text"]), clip) for clip in range(CLIPS)]
+    other = next(clip for clip in range(CLIPS) if found[clip] != clip)
+    opened.hover(modality, other)
+    shown = f"Nearest caption, of clip-{found[other]}: {CAPTIONS[found[other]]}"
+    assert opened.page.locator("#nearest").text_content() == shown
+    share = round(100 * sum(i == clip for i, clip in enumerate(found)) / CLIPS)
+    assert f"{share} % of the {modality} points" in opened.page.locator("#share").inner_text()
+    opened.hover("text", other)
+    opened.page.locator("#nearest").wait_for(state="hidden")
 
 
 def test_lines_can_be_hidden(opened):
