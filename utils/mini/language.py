@@ -36,7 +36,7 @@ from utils.mini.facts import (
     seen_at_all,
     seen_by_patch,
 )
-from utils.mini.lessons import COMPARED, Progress, asked, thought
+from utils.mini.lessons import Progress, asked, thoughts
 from utils.mini.optimiser import Optimiser
 from utils.mini.scenes import Scene
 from utils.mini.text import caption
@@ -154,15 +154,14 @@ class Reader:
             found.append(Block(ids, len(ids), "caption", ""))
         for prompt, answer, kind, template, values in asked(scene, self.rng, count, shares):
             after = [*self.ids(answer), self.end]
-            thoughts, end = [], 0
+            thought, end = [], 0
             for value in values:
                 end = prompt.index(" " + value, end) + len(value) + 1
-                what = answer
-                if template in COMPARED:
-                    what = " " + thought(scene, template, value)
-                thoughts.append((len(self.ids(prompt[:end])) - 1, self.ids(what)[0]))
+                place = len(self.ids(prompt[:end])) - 1
+                words = thoughts(scene, template, value) or [answer.strip()]
+                thought += [(place + i, self.ids(" " + w)[0]) for i, w in enumerate(words)]
             ids = self.ids(prompt) + after
-            found.append(Block(ids, len(after), kind, template, tuple(thoughts)))
+            found.append(Block(ids, len(after), kind, template, tuple(thought)))
         return found
 
     def bag(self, scenes: list[Scene], lengths: tuple[int, int], how: str) -> Tensor:

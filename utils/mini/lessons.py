@@ -51,16 +51,17 @@ ORDER = (
 )
 
 
-# Questions of several steps, and what of the players they name is compared.
-COMPARED = {
-    "Does the <Object> sound louder than the <Object>?": "level",
-    "Does the <Object> start before the <Object>?": "turn",
-    "Does the <LR> player drown out the <LR> player?": "level",
-    "Does the <LR> player enter earlier than the <LR> player?": "turn",
-    "On which side is the <LL> player?": "instrument",
-    "Does the <FL> sound to enter come from the <LR>?": "instrument",
-    "Where is the player that enters <FL>?": "instrument",
-    "Does the <LR> player take a rest?": "instrument",
+# Questions of several steps: what to think of the player that a word names, at this word and those
+# that follow it. Picture and sound are joined by the instrument.
+THOUGHTS = {
+    "Does the <Object> sound louder than the <Object>?": ("level",),
+    "Does the <Object> start before the <Object>?": ("turn",),
+    "Does the <LR> player drown out the <LR> player?": ("level",),
+    "Does the <LR> player enter earlier than the <LR> player?": ("turn",),
+    "On which side is the <LL> player?": ("level", "instrument"),
+    "Does the <FL> sound to enter come from the <LR>?": ("turn", "instrument"),
+    "Where is the player that enters <FL>?": ("turn", "instrument"),
+    "Does the <LR> player take a rest?": ("instrument",),
 }
 
 
@@ -147,21 +148,22 @@ def steps_of_thought(scene: Scene) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def thought(scene: Scene, template: str, value: str) -> str:
-    """What to think of where a question names a player: its level or turn if those are compared,
-    else its instrument, by which picture and sound are joined."""
+def thoughts(scene: Scene, template: str, value: str) -> list[str]:
+    """What to think of where a question names a player, a word a token from there on: its level,
+    turn or instrument; empty where nothing comes before the answer."""
     ranked, heard = by_level(scene.sounding), scene.sounding
     playing = {
         "first": [p for p in heard if p.position != "off"],
         "loudest": [p for p in ranked if p.position != "off"],
     }
     playing |= {"last": playing["first"][::-1], "softest": playing["loudest"][::-1]}
+    if template not in THOUGHTS:
+        return []
     if value in playing:
         who = playing[value][0]
     else:
         who = next(p for p in (*scene.on_stage, *heard) if value in (p.position, p.instrument))
-    if who in heard and COMPARED.get(template) == "level":
-        return LEVEL_WORDS[ranked.index(who)]
-    if who in heard and COMPARED.get(template) == "turn":
-        return ORDER_WORDS[heard.index(who)]
-    return who.instrument.replace("_", " ")
+    of = {"instrument": who.instrument.replace("_", " ")}
+    if who in heard:
+        of |= {"level": LEVEL_WORDS[ranked.index(who)], "turn": ORDER_WORDS[heard.index(who)]}
+    return [of[what] for what in THOUGHTS[template] if what in of]

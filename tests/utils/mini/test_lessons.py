@@ -1,10 +1,11 @@
 """What the mini language model is asked, and in which order."""
 
+from collections import Counter
 from itertools import islice
 
 import numpy as np
 
-from utils.mini.lessons import COMPARED, FRONT, ORDER, Progress, asked, steps_of_thought, thought
+from utils.mini.lessons import FRONT, ORDER, THOUGHTS, Progress, asked, steps_of_thought, thoughts
 from utils.mini.scenes import draw_scene
 from utils.mini.text import LEVEL_WORDS, ORDER_WORDS
 
@@ -15,7 +16,7 @@ def test_all_lessons_are_asked():
     """No template in the order, or among those with thoughts, is misspelt or has gone."""
     rng = np.random.default_rng(0)
     known = {row[3] for scene in SCENES for row in asked(scene, rng, 1000, {})}
-    assert {*ORDER, *COMPARED} <= known
+    assert {*ORDER, *THOUGHTS} <= known
 
 
 def test_a_few_lessons_at_a_time():
@@ -42,18 +43,24 @@ def test_what_is_to_be_learnt_comes_more_often():
     assert np.mean([template in front for template in rows]) < 0.4
 
 
-def test_comparisons_follow_from_what_is_thought_of():
-    """Levels and turns of the two players decide each answer."""
-    rng, seen = np.random.default_rng(2), 0
+def test_answers_follow_from_what_is_thought_of():
+    """Levels and turns of the two players decide each comparison; the first sound comes from a side
+    if the thoughts there and there are the same."""
+    rng, seen = np.random.default_rng(2), Counter()
     ranks = {"level": LEVEL_WORDS, "turn": ORDER_WORDS}
     for scene in SCENES:
         for _, answer, _, template, values in asked(scene, rng, 1000, {}):
-            if COMPARED.get(template) in ranks:
-                words = ranks[COMPARED[template]]
-                one, other = (words.index(thought(scene, template, value)) for value in values)
-                assert answer == (" yes" if one < other else " no")
-                seen += 1
-    assert seen > 100
+            if len(values) < 2 or template not in THOUGHTS:
+                continue
+            one, other = (thoughts(scene, template, value) for value in values)
+            if THOUGHTS[template] == ("turn", "instrument"):
+                holds = one == other
+            else:
+                words = ranks[THOUGHTS[template][0]]
+                holds = words.index(one[0]) < words.index(other[0])
+            assert answer == (" yes" if holds else " no")
+            seen[template] += 1
+    assert len(seen) == 5 and min(seen.values()) > 20
 
 
 def test_steps_of_thought_are_true():
