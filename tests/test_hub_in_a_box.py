@@ -196,5 +196,11 @@ def test_both_stages_of_the_paper_preset(home):
         used = torch.load(place, weights_only=True)["about"]["models"]
         for field, repo_id in (("visual_encoder", VIVIT), ("foundation_model", QWEN)):
             assert used[field]["commit"] == home.hub.repos[repo_id]["main"][0]
+    clip, checkpoint = (
+        home.folder / "videos" / f"{CLIPS['test'][0]}.mp4",
+        "checkpoint/avqa-paper.pth",
+    )
+    told = call(home, "ask.py", clip, "How many players?", "--checkpoint", checkpoint).stdout
+    assert told.startswith("answer: ") and "together" in told
     assert (home.folder / "hf" / "hub").is_dir()
     assert not (home.folder / ".cache" / "huggingface").exists()
