@@ -1,11 +1,12 @@
 # make demo: the whole system on the mini world. make figures: the sweeps, with error bars.
-# make network: many users. make test: the tests that take seconds; make test-all: all of them.
+# make network: many users. make real: a real language model, hours; make real REAL="--only residual".
+# make test: the tests that take seconds; make test-all: all of them.
 # Each makes .venv if it is missing and installs requirements.txt there.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo figures network test test-all lint clean
+.PHONY: demo figures network real test test-all lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/python task_align.py
@@ -17,6 +18,10 @@ figures: $(VENV)/ready
 network: $(VENV)/ready
 	$(BIN)/python task_align.py --resume true
 	$(BIN)/python task_network.py
+
+real: $(VENV)/ready
+	$(BIN)/python utils/smollm2.py
+	$(BIN)/python benchmarks/real_language_model.py $(REAL)
 
 test: $(VENV)/ready lint
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile -m "not slow"

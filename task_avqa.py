@@ -3,6 +3,7 @@ transceivers and LoRA so that the language model answers by writing text. arXiv 
 
     python task_avqa.py                         the mini world, made when missing
     python task_avqa.py --preset paper          the published models and data
+    python task_avqa.py --preset published      and the published recipe
 """
 
 import utils.machine  # noqa: F401, I001  before torch, which reads how its threads wait
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from modules.system import Answering
 from utils.checkpoints import CheckpointError, load_parts, require
-from utils.config import PAPER, StageConfig, run_script, values
+from utils.config import PAPER, PUBLISHED, StageConfig, run_script, values
 from utils.data.clips import Collate, answer_limit
 from utils.data.datasets import read_music_avqa
 from utils.data.encoding import load_clips
@@ -28,7 +29,7 @@ from utils.training.identity import finished
 from utils.training.processes import agree, own_rows
 from utils.training.run import Run
 
-PRESET = "mini"  # "mini" (embedded world, any machine) or "paper"; edit here, or say --preset
+PRESET = "mini"  # "mini" (any machine), "paper" or "published"; edit here, or say --preset
 
 
 @dataclass
@@ -56,9 +57,10 @@ class Config(StageConfig):
 
     # Optimisation
     batch: int = 32  # questions, over all processes; paper: 8
-    packed: int = 4  # most questions of a clip that share one sequence and its media; 1: none do
+    packed: int = 4  # most questions of a clip that share a sequence and its media; paper: 1
     steps: int = 400  # paper: 300
     lr: float = 1e-3  # AdamW, peak; paper: 1e-4
+    lora_lr: float = 0.0  # likewise, of LoRA alone; 0: as all others; paper: 0
     clip: float = 0.5  # largest norm of a step's gradient; 0 leaves it as it is; paper preset: 0
     gradient_checkpointing: bool = False  # less memory: layers are computed again going backward
     compile: bool = False  # the language model's layers, by torch.compile
@@ -69,20 +71,11 @@ class Config(StageConfig):
     test_batch: int = 256  # questions a generation call; paper preset: 32
 
 
-PRESETS = {
-    "mini": Config(),
-    "paper": Config(
-        **PAPER,
-        init="checkpoint/align-paper-tau0.07.pth",
-        data="datasets/MUSIC-AVQA",
-        lora_targets=["q_proj", "v_proj"],
-        batch=8,
-        steps=300,
-        lr=1e-4,
-        clip=0.0,
-        test_batch=32,
-    ),
-}
+SAME = dict(data="datasets/MUSIC-AVQA", lora_targets=["q_proj", "v_proj"], test_batch=32)
+BUDGET = dict(batch=8, steps=300, lr=1e-4, clip=0.0)
+START = {name: f"checkpoint/align-{name}-tau0.07.pth" for name in ("paper", "published")}
+PRESETS = {"mini": Config(), "paper": Config(**PAPER, **SAME, **BUDGET, init=START["paper"])}
+PRESETS["published"] = replace(PRESETS["paper"], **PUBLISHED, packed=1, init=START["published"])
 
 
 def main(config: Config) -> dict | None:

@@ -12,7 +12,7 @@ import torch
 import task_align
 import task_avqa
 import task_network
-from benchmarks import efficiency, seeds, shapes, sweeps
+from benchmarks import efficiency, real_language_model, seeds, shapes, sweeps
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.experiments.page import write_page
 from modules import channel
@@ -82,8 +82,9 @@ def test_shape_table_is_the_one_that_the_code_gives():
 
 
 def test_paper_presets_hold_the_published_values():
-    """DESIGN's hyperparameters of the paper stand in the paper presets."""
-    align, avqa = task_align.PRESETS["paper"], task_avqa.PRESETS["paper"]
+    """The paper's hyperparameters stand in the published presets, those of its recipe in the
+    comments of both scripts, and its sizes in the paper presets as well."""
+    align, avqa = task_align.PRESETS["published"], task_avqa.PRESETS["published"]
     assert (align.batch, align.steps, align.lr, align.lr_min) == (32, 500, 1e-4, 1e-6)
     assert (align.snr_db, align.temperature, align.seed) == (10, 0.07, 3407)
     assert (align.visual_tokens, align.audio_tokens, align.caption_tokens) == (128, 128, 256)
@@ -91,6 +92,17 @@ def test_paper_presets_hold_the_published_values():
     assert (avqa.lora_rank, avqa.lora_alpha, avqa.lora_dropout) == (4, 16, 0.1)
     assert avqa.lora_targets == ["q_proj", "v_proj"]
     assert align.receiver_width == avqa.receiver_width == 1024
+    assert align.contrast == "special" and align.caption_weight == 0 and avqa.packed == 1
+    for stage, script in ((align, task_align), (avqa, task_avqa)):
+        assert stage.receiver == stage.text_receiver == "mlp"
+        assert stage.compression == "sliding_window" and stage.warm_up == stage.clip == 0
+        ours, said = script.PRESETS["paper"], comments(script.Config)
+        for size in ("visual_tokens", "audio_tokens", "receiver_width", "batch", "snr_db", "seed"):
+            assert getattr(ours, size) == getattr(stage, size), size
+        for name, value in vars(stage).items():
+            named = re.search(r"paper: ([\w.+-]+)", said[name])
+            if named and isinstance(value, (int, float)) and not isinstance(value, bool):
+                assert float(named[1]) == value, name
 
 
 def test_table_of_speed_is_that_last_measured():
@@ -107,6 +119,21 @@ def test_table_of_seeds_is_that_last_measured():
     """Every row of it is what the benchmark left."""
     lines = page("results").splitlines()
     assert all(line in lines for line in seeds.tables(found("benchmarks/seeds.json")).splitlines())
+
+
+def test_table_of_the_recipe_is_what_the_benchmark_trains_by():
+    """Each hyperparameter in which it differs from the published one, with its value now."""
+    table = real_language_model.recipe_table(real_language_model.Config())
+    assert table in page("real_language_model")
+
+
+@measured("benchmarks/real_language_model.json")
+def test_tables_of_the_real_language_model_are_those_last_measured():
+    """Every row of them is what the benchmark left, by the recipe that the page names."""
+    results, said = found("benchmarks/real_language_model.json"), page("real_language_model")
+    assert real_language_model.tables(results) in said
+    ours = real_language_model.recipes(real_language_model.Config())["recipe"]
+    assert [*results["recipes"]["recipe"].values()] == [*ours]
 
 
 @measured("imgs/results.json")
@@ -177,7 +204,9 @@ def test_help_says_what_each_flag_means(script):
     assert "folder of figures, or none" in said and "one of awgn, rayleigh, rician, none" in said
 
 
-@pytest.mark.parametrize("script", [task_align, task_avqa, task_network, sweeps])
+@pytest.mark.parametrize(
+    "script", [task_align, task_avqa, task_network, sweeps, real_language_model]
+)
 def test_every_hyperparameter_is_explained(script):
     """A field without a comment would be a flag without help."""
     assert comments(script.Config).keys() == {f.name for f in fields(script.Config)}

@@ -31,7 +31,7 @@ def values(*items: Any) -> Any:
 class StageConfig:
     """What both stages share, in the mini preset; the paper's value in each comment."""
 
-    preset: str = "mini"  # mini or paper
+    preset: str = "mini"  # mini, paper or published
     name: str = ""  # of the run's files in checkpoint/; empty: by stage and preset
 
     # Frozen models: folders, or OWNER/NAME or OWNER/NAME@REVISION of the Hugging Face hub
@@ -60,6 +60,7 @@ class StageConfig:
 
     # Optimisation
     accumulate: int = 1  # batches a step
+    warm_up: int = 0  # steps in which learning rates rise to their peak
     lr_min: float = 1e-6  # end of the cosine; paper: 1e-6
     validate_every: int = 100  # steps
 
@@ -87,9 +88,15 @@ PAPER = dict(
     receiver_width=1024,
 )
 
+# Where the published recipe differs from the paper preset, which keeps to the paper's sizes and has
+# what works better.
+PUBLISHED = dict(
+    preset="published", compression="sliding_window", receiver="mlp", text_receiver="mlp"
+)
+
 # The names that a field may have; `--help` lists them.
 CHOICES = {
-    "preset": ("mini", "paper"),
+    "preset": ("mini", "paper", "published"),
     "media": ("extraction", "videos"),
     "dtype": ("float32", "bfloat16", "float16"),
     "compression": COMPRESSIONS,
@@ -105,7 +112,7 @@ COUNTS = (  # 1 or more
     *("answer_tokens", "test_batch", "token_lengths", "packed"),
 )
 NOT_NEGATIVE = (
-    *("workers", "threads", "clip", "lr_min", "lora_rank", "lora_dropout"),
+    *("workers", "threads", "clip", "lr_min", "warm_up", "lora_rank", "lora_dropout", "lora_lr"),
     *("contrastive_weight", "reconstruction_weight", "caption_weight"),
 )
 POSITIVE = ("lr", "temperature", "lora_alpha")
@@ -125,6 +132,8 @@ def check(config: Any) -> None:
                 raise ValueError(f"--{name} {v}: must be above 0")
             if name in CHOICES and v not in CHOICES[name]:
                 raise ValueError(f"--{name} {v}: unknown, choose from {', '.join(CHOICES[name])}")
+    if getattr(config, "warm_up", 0) and config.warm_up >= config.steps:
+        raise ValueError(f"--warm_up {config.warm_up}: must be below --steps {config.steps}")
     if hasattr(config, "modalities"):
         check_modalities(config.modalities)
 

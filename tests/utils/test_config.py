@@ -26,7 +26,7 @@ STAGES = (task_align, task_avqa)
 
 
 @pytest.mark.parametrize("script", STAGES)
-@pytest.mark.parametrize("preset", ["mini", "paper"])
+@pytest.mark.parametrize("preset", ["mini", "paper", "published"])
 def test_presets_are_usable(script, preset):
     """No rule refuses what the project itself sets."""
     check(script.PRESETS[preset])
@@ -55,6 +55,8 @@ def test_presets_are_usable(script, preset):
         ("receiver", "ear"),
         ("dtype", "float99"),
         ("dtype", "nn"),
+        ("warm_up", -1),
+        ("warm_up", 200),
     ],
 )
 def test_unusable_values_are_named(field, value):

@@ -87,9 +87,10 @@ def _are_texts(values: Any) -> bool:
 
 
 def annotation_path(root: str | Path, file: str) -> Path:
-    """`root/annotations/file`, or `root/annotation/file`; DataError if neither is there."""
+    """`root/annotations/file`, or `root/annotation/file`, or `root/file`; DataError if there is
+    none of them."""
     root = Path(root)
-    for folder in ("annotations", "annotation"):
+    for folder in ("annotations", "annotation", "."):
         if (root / folder / file).is_file():
             return root / folder / file
     raise DataError(

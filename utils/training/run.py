@@ -11,8 +11,13 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    SequentialLR,
+)
 from tqdm import tqdm
 
 from modules.system import Batch
@@ -82,17 +87,16 @@ class Run:
             self.about["init_sha256"] = sha256(c.init)
         self.states = States(self.log.path(".resume"), c, self.about, accelerator)
         self.system, self.read = model.system, self.states.read  # batches read so far
-        trained = [p for p in model.parameters() if p.requires_grad]
         self.model, self.optimizer, train, *held_out = accelerator.prepare(
             model,
-            AdamW(trained, lr=c.lr),
+            AdamW(groups(model, c), lr=c.lr),
             training_loader(clips["train"], collate, c, self.read, processes),
             *(
                 in_order(clips[split], collate, held_out_batch, c.workers, processes)
                 for split in ("val", "test")
             ),
         )
-        self.schedule = CosineAnnealingLR(self.optimizer.optimizer, c.steps, c.lr_min)
+        self.schedule = schedule(self.optimizer.optimizer, c)
         self.noise = self.fresh_noise()
         set_seed(c.seed, device_specific=True)  # of dropout
         self.model.train()
@@ -219,3 +223,25 @@ class Run:
             print(listing(clips.left_out))
         print("look at:", log.path(".pth"), log.path(".json"), *metrics["figures"], sep="\n  ")
         return metrics
+
+
+def groups(model: nn.Module, config: Any) -> list[dict]:
+    """The trained weights as AdamW takes them: LoRA's apart where they have a learning rate of
+    their own (`lora_lr`)."""
+    apart = getattr(config, "lora_lr", 0.0)
+    trained = [(name, w) for name, w in model.named_parameters() if w.requires_grad]
+    lora = [w for name, w in trained if apart and ".lora_" in name]
+    rest = [w for name, w in trained if not apart or ".lora_" not in name]
+    found = [{"params": rest}, {"params": lora, "lr": apart}]
+    return [group for group in found if group["params"]]
+
+
+def schedule(optimizer: Optimizer, config: Any) -> LRScheduler:
+    """Each learning rate rises in a line over `warm_up` steps, then falls on a cosine to `lr_min`,
+    where it is when `steps` are done (Loshchilov and Hutter, 2017)."""
+    rise = config.warm_up
+    cosine = CosineAnnealingLR(optimizer, config.steps - rise, config.lr_min)
+    if not rise:
+        return cosine
+    line = LinearLR(optimizer, 1 / (rise + 1), total_iters=rise)
+    return SequentialLR(optimizer, [line, cosine], [rise])
