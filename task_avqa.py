@@ -9,24 +9,22 @@ transceivers and LoRA so that the language model answers by writing text. arXiv 
 import utils.machine  # noqa: F401, I001  before torch, which reads how its threads wait
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from tqdm import tqdm
 
-from modules.system import Answering
-from utils.checkpoints import CheckpointError, load_parts, require
+from modules.system import MEDIA, Answering
+from utils.checkpoints import load_parts, require
 from utils.config import PAPER, PUBLISHED, StageConfig, run_script, values
 from utils.data.clips import Collate, answer_limit
 from utils.data.datasets import read_music_avqa
 from utils.data.encoding import load_clips
 from utils.data.models import build_system
 from utils.report.avqa import draw, print_accuracies, scores, write_answers
-from utils.training.beside import beside
-from utils.training.identity import finished
-from utils.training.processes import agree, own_rows
+from utils.training.beside import afterwards, beside
+from utils.training.processes import own_rows
 from utils.training.run import Run
 
 PRESET = "mini"  # "mini" (any machine), "paper" or "published"; edit here, or say --preset
@@ -67,6 +65,7 @@ class Config(StageConfig):
 
     # Test
     question_only: bool = True  # also run the blind baseline: the same with --modalities none
+    test_lengths: list[str] = values()  # as 16x4, visual by audio tokens: sent so few as well
     answer_tokens: int = 8  # most tokens of a generated answer, or those of the longest true one
     test_batch: int = 256  # questions a generation call; paper preset: 32
 
@@ -108,11 +107,12 @@ def main(config: Config) -> dict | None:
     # The test split is read here, once, after every choice was made.
     write = partial(answers, model, loaders["test"], processors.tokenizer, run)
     said = {snr_db: write(snr_db) for snr_db in sorted({*config.test_snr_db, config.snr_db})}
+    short = {pair: at_lengths(model, loaders, run, pair) for pair in config.test_lengths}
     blind = baseline()
     if not run.is_main:
         return None
-    write_answers(run.log.path(".answers.csv"), clips["test"].rows, said)
-    found = scores(config, clips, said, blind)
+    write_answers(run.log.path(".answers.csv"), clips["test"].rows, said, short)
+    found = scores(config, clips, said, blind, short)
     print_accuracies(found)
     return run.finish(found, partial(draw, run, found, said[config.snr_db]))
 
@@ -131,13 +131,13 @@ def build_model(config: Config):
 
 
 @torch.inference_mode()
-def validation_loss(model, loader, run: Run) -> float:
-    """nats a token of the answers."""
+def validation_loss(model, loader, run: Run, lengths: dict | None = None) -> float:
+    """nats a token of the answers, from all tokens or so many patch tokens of each modality."""
     noise, losses, tokens = run.fresh_noise(), [], []
     model.eval()
     for batch in loader:
         batch.answer_mask[own_rows(len(batch.rows), run.accelerator) :] = False  # each row once
-        losses.append(model(batch, noise))
+        losses.append(model(batch, noise, lengths=lengths))
         tokens.append(run.accelerator.reduce(batch.answer_mask.sum()))
     model.train()
     losses, tokens = torch.stack(losses), torch.stack(tokens)  # (batches,)
@@ -157,6 +157,20 @@ def answers(model, loader, tokenizer, run: Run, snr_db: float) -> list[str]:
     return said
 
 
+@torch.inference_mode()
+def at_lengths(model, loaders, run: Run, pair: str) -> tuple[float, list[bool]]:
+    """With so many patch tokens of picture and sound: the validation loss, and which questions of
+    the test split are answered right, word for word."""
+    lengths, right = dict(zip(MEDIA, map(int, pair.split("x")), strict=True)), []
+    loss = validation_loss(model, loaders["val"], run, lengths)
+    model.eval()
+    noise = run.fresh_noise()
+    for batch in loaders["test"]:
+        found = model(batch, noise, run.config.snr_db, lengths, do="check")  # (batch,)
+        right += run.accelerator.gather_for_metrics(found).tolist()
+    return loss, right
+
+
 def question_only(config: Config, run: Run) -> Callable[[], dict | None]:
     """What gives the metrics of the blind baseline on the same data, a run of its own with noise in
     place of picture and sound. On the CPU it trains beside this one: the second core of a pair
@@ -167,16 +181,7 @@ def question_only(config: Config, run: Run) -> Callable[[], dict | None]:
     blind = replace(blind, name=f"{config.name}-question-only", figures="none")
     if run.accelerator.num_processes == 1 and run.accelerator.device.type == "cpu":
         return beside("task_avqa", blind, run.data)
-    return partial(afterwards, blind, run.data)
-
-
-def afterwards(config: Config, data: dict) -> dict | None:
-    """The metrics of a run on these data, which is not repeated if it has ended well before."""
-    if found := agree(finished(config, data)):
-        return found
-    with suppress(CheckpointError):  # a saved state of other data, or of other code
-        return main(config)
-    return main(replace(config, resume=False))
+    return partial(afterwards, main, blind, run.data)
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ class Answering(nn.Module):
         batch: Batch,
         noise: torch.Generator | None,
         snr_db: float | dict | None = None,
-        lengths: dict[str, np.ndarray] | None = None,
+        lengths: dict[str, int | np.ndarray] | None = None,
         do: str = "loss",
     ) -> Tensor:
         """The loss of the answers in nats a token; or with `do="write"` the ids of answers of its
@@ -290,7 +290,7 @@ class Answering(nn.Module):
         batch: Batch,
         noise: torch.Generator | None,
         snr_db: float | Tensor | dict[str, float | Tensor],
-        lengths: dict[str, np.ndarray] | None = None,
+        lengths: dict[str, int | np.ndarray] | None = None,
     ) -> Received:
         """What the base station reads. A clip's media cross the channel once for all questions
         about it, each question by itself, at unit power and at its clip's SNR.
@@ -298,8 +298,8 @@ class Answering(nn.Module):
         Args:
             snr_db: dB, one number or one a clip (clips,); or one of these for each of the users
                 `visual`, `audio` and `text`.
-            lengths: patch tokens that each clip's camera and microphone send, (clips,) each;
-                without them all that are in the batch.
+            lengths: patch tokens that each clip's camera and microphone send, one number each or
+                (clips,); without them all that are in the batch.
         """
         system = self.system
         batch = system.encode(batch)  # in the cache already, or now
@@ -332,7 +332,7 @@ class Answering(nn.Module):
         kind: str,
         batch: Batch,
         noise: torch.Generator | None,
-        lengths: dict[str, np.ndarray] | None,
+        lengths: dict[str, int | np.ndarray] | None,
     ) -> tuple[Tensor, Tensor | None]:
         """A user's encoder tokens (clips, special + length, encoder width), and their mask if they
         are padded.
@@ -345,7 +345,7 @@ class Answering(nn.Module):
             tokens = torch.randn(tokens.shape, generator=noise, device=tokens.device)
         if lengths is not None:
             way = (tx.special, tx.compression, batch.layouts[kind])
-            return compress_each(tokens, lengths[kind], *way)
+            return compress_each(tokens, np.broadcast_to(lengths[kind], len(tokens)), *way)
         if self.training and self.token_lengths:  # drawn on the host, which knows shapes
             way = (tx.special, tx.compression, batch.layouts[kind])
             length = self.token_lengths[torch.randint(len(self.token_lengths), ())]

@@ -55,7 +55,7 @@ class StageConfig:
     channel: str = "awgn"  # paper: awgn
     snr_range: list[float] = values()  # dB, lowest and highest: each training clip draws its own
     receiver: str = "residual"  # of picture and sound; paper: mlp
-    text_receiver: str = "residual"  # detect: the nearest word, untrained; paper: mlp
+    text_receiver: str = "detect"  # the most likely word, untrained; paper: mlp
     receiver_width: int = 512  # hidden units of a receiver; paper: 1024
 
     # Optimisation
@@ -134,6 +134,9 @@ def check(config: Any) -> None:
                 raise ValueError(f"--{name} {v}: unknown, choose from {', '.join(CHOICES[name])}")
     if getattr(config, "warm_up", 0) and config.warm_up >= config.steps:
         raise ValueError(f"--warm_up {config.warm_up}: must be below --steps {config.steps}")
+    for pair in getattr(config, "test_lengths", []):
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", pair):
+            raise ValueError(f"--test_lengths {pair}: give visual by audio tokens, as 16x4")
     if hasattr(config, "modalities"):
         check_modalities(config.modalities)
 

@@ -26,18 +26,20 @@ def validation_losses(found: list[dict]) -> list[float]:
 
 
 def answers_of(run: Run) -> tuple[list[str], dict[str, np.ndarray]]:
-    """The clip of each test question, and by SNR whether it was answered right (questions,)."""
+    """The clip of each test question, and by SNR, as "12", or token lengths, as "16x4", whether it
+    was answered right (questions,)."""
     return read_answers(Path(run.config.out) / f"{run.name}.answers.csv")
 
 
-def scores(sides: Sequence[list[Run]], snr_db: Sequence[float] = ()) -> np.ndarray:
+def scores(sides: Sequence[list[Run]], tested: Sequence[float | str] = ()) -> np.ndarray:
     """How far each test question is answered right, (seeds, questions): 0 to 1, the mean over
-    `sides`, each a list of runs with the same seeds, and over test SNRs in dB; without any, at the
-    SNR of training."""
+    `sides`, each a list of runs with the same seeds, and over test SNRs in dB or token lengths;
+    without any, at the SNR of training."""
 
     def right(run: Run) -> np.ndarray:
-        by_snr = answers_of(run)[1]
-        return np.mean([by_snr[f"{snr:g}"] for snr in snr_db or [run.config.snr_db]], axis=0)
+        found = answers_of(run)[1]
+        names = [t if isinstance(t, str) else f"{t:g}" for t in tested or [run.config.snr_db]]
+        return np.mean([found[name] for name in names], axis=0)
 
     return np.mean([[right(run) for run in side] for side in sides], axis=0)
 
@@ -45,10 +47,10 @@ def scores(sides: Sequence[list[Run]], snr_db: Sequence[float] = ()) -> np.ndarr
 def gain(
     ours: Sequence[list[Run]],
     theirs: Sequence[list[Run]],
-    snr_db: Sequence[float] = (),
-    their_snr_db: Sequence[float] = (),
+    tested: Sequence[float | str] = (),
+    theirs_tested: Sequence[float | str] = (),
 ) -> dict:
     """Accuracy of our runs less that of theirs, as a fraction: `mean` and `ci95` over seeds and
-    clips, of what `scores` gives at the same SNRs, or at `their_snr_db`."""
-    apart = scores(ours, snr_db) - scores(theirs, their_snr_db or snr_db)
+    clips, of what `scores` gives of the same tests, or of `theirs_tested`."""
+    apart = scores(ours, tested) - scores(theirs, theirs_tested or tested)
     return crossed(apart, answers_of(ours[0][0])[0])

@@ -1,8 +1,12 @@
 """Accuracy and validation loss against the token length of each modality, by compression, and what
 a length costs on the channel. The other modality keeps its length.
 
-`token_length.csv` has a row a run, for the multi-user study to fit a loss curve to
-(utils/network/study.py reads compression, lengths and validation loss):
+A model serves all lengths, as a cell needs it, in which lengths are allocated: each batch of its
+fine-tuning draws them. So lengths are compared on the same weights, and it is trained longer than
+the other sweeps' models, in the demo's budget.
+
+`token_length.csv` has a row a model and pair of lengths, for the multi-user study to fit a loss
+curve to (utils/network/study.py reads compression, lengths and validation loss):
 
     compression       by its name in COMPRESSIONS
     visual_tokens     patch tokens sent, besides the class token
@@ -16,6 +20,7 @@ a length costs on the channel. The other modality keeps its length.
 
 import csv
 import io
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -26,10 +31,8 @@ from transformers import AutoConfig
 
 from benchmarks.experiments.compare import (
     Metrics,
-    accuracies,
     gain,
     metrics_of,
-    validation_losses,
 )
 from benchmarks.experiments.page import heading, number, percent, signed, table
 from benchmarks.experiments.plan import Plan
@@ -55,33 +58,45 @@ def tokens(plan: Plan, modality: str, length: int) -> dict[str, int]:
     return {**kept, modality: length}
 
 
-def seeds_of(plan: Plan, *compressions: str) -> Plan:
-    """All seeds, or a few where one of these is a baseline."""
-    return plan.few() if {*compressions} & {*plan.config.baselines} else plan
+def name_of(lengths: dict[str, int]) -> str:
+    """As stage 2 is asked to test them: visual by audio tokens."""
+    return f"{lengths['visual']}x{lengths['audio']}"
+
+
+def tested(plan: Plan, modality: str) -> list[str]:
+    """The pairs of lengths in which that of one modality is swept."""
+    return [name_of(tokens(plan, modality, n)) for n in plan.config.lengths]
 
 
 def ways(plan: Plan) -> list[str]:
     return [*plan.config.compressions, *plan.config.baselines]
 
 
-def answering(plan: Plan, compression: str, modality: str, length: int) -> list[Run]:
-    lengths = tokens(plan, modality, length)
-    return plan.answering(compression=compression, **{f"{m}_tokens": lengths[m] for m in lengths})
+def any_length(plan: Plan, *compressions: str) -> Plan:
+    """One model for all lengths; with all seeds, or a few where one of these is a baseline."""
+    c = plan.config
+    pairs = [pair for m in MODALITIES for pair in tested(plan, m)]
+    stage = replace(
+        plan.avqa_config,
+        token_lengths=c.lengths,
+        test_lengths=list(dict.fromkeys(pairs)),
+        **{f"{m}_tokens": max(c.lengths) for m in MODALITIES},
+        steps=c.length_steps,
+        validate_every=c.length_steps,
+        batch=c.length_batch,
+        lr=c.length_lr,
+    )
+    own = plan.few() if {*compressions} & {*c.baselines} else plan
+    return replace(own, avqa_config=stage, answers="avqa-lengths")
 
 
-def every_length(plan: Plan, compression: str, modalities=MODALITIES) -> list[list[Run]]:
-    """The runs of each length of each modality, a list a seed."""
-    cases = product(modalities, plan.config.lengths)
-    return [answering(plan, compression, *case) for case in cases]
+def answering(plan: Plan, compression: str, *beside: str) -> list[Run]:
+    """Stage 2 with one compression, with the seeds that those beside it have as well."""
+    return any_length(plan, compression, *beside).answering(compression=compression)
 
 
 def runs(plan: Plan) -> list[Run]:
-    found = []
-    for how in ways(plan):
-        own = seeds_of(plan, how)
-        found += own.starts(compression=how)
-        found += [run for case in every_length(own, how) for run in case]
-    return found
+    return [run for how in ways(plan) for run in any_length(plan, how).both(compression=how)]
 
 
 def channel_uses(plan: Plan, lengths: dict[str, int], compression: str) -> int:
@@ -106,10 +121,11 @@ def results(plan: Plan, metrics: Metrics) -> dict:
     modalities."""
     c, sweep, falls = plan.config, {}, {}
     for how, m in product(ways(plan), MODALITIES):
-        cases = every_length(seeds_of(plan, how), how, [m])
-        found = [metrics_of(case, metrics) for case in cases]
-        loss = curve([validation_losses(part) for part in found])
-        accuracy = curve([accuracies(part) for part in found])
+        found = [run["by_lengths"] for run in metrics_of(answering(plan, how), metrics)]
+        loss, accuracy = (
+            curve([[of[pair][key] for of in found] for pair in tested(plan, m)])
+            for key in ("validation_loss", "accuracy")
+        )
         sweep.setdefault(how, {})[m] = {
             "lengths": c.lengths,
             "loss": loss["mean"],
@@ -138,10 +154,10 @@ def compression_gains(plan: Plan) -> dict[str, dict]:
     if {POOLED, SELECTED} <= {first, *others}:
         pairs.insert(0, (POOLED, SELECTED))
     found = {}
+    every = [pair for m in MODALITIES for pair in tested(plan, m)]
     for ours, theirs in pairs:
-        own = seeds_of(plan, ours, theirs)
-        sides = (every_length(own, how) for how in (ours, theirs))
-        found[f"{ours} less {theirs}"] = gain(*sides)
+        sides = ([answering(plan, how, ours, theirs)] for how in (ours, theirs))
+        found[f"{ours} less {theirs}"] = gain(*sides, every)
     return found
 
 
@@ -151,9 +167,9 @@ def write_runs(plan: Plan, metrics: Metrics, path: Path) -> str:
     for how, m, n in product(ways(plan), MODALITIES, plan.config.lengths):
         lengths = tokens(plan, m, n)
         uses = channel_uses(plan, lengths, how)
-        for run in answering(seeds_of(plan, how), how, m, n):
-            found = [metrics[run.name]]
-            scores = (*validation_losses(found), *accuracies(found))
+        for run in answering(plan, how):
+            found = metrics[run.name]["by_lengths"][name_of(lengths)]
+            scores = (found["validation_loss"], found["accuracy"])
             rows.add((how, *lengths.values(), run.config.seed, snr_db, *scores, uses))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([COLUMNS, *sorted(rows)])
@@ -227,8 +243,10 @@ def page(results: dict) -> str:
         "\n![validation loss and accuracy against token length](token_length.png)\n"
         "\n![differences between lengths and between compressions](token_length_differences.png)\n"
         "\nThe other modality keeps its length. Channel uses are complex symbols a clip, of both "
-        "modalities. A compression is aligned with itself, at the length that is kept. Baselines "
-        "are run with a few of the seeds. [token_length.csv](token_length.csv) holds every run.\n\n"
+        "modalities. A model of stage 2 serves all lengths, of which each batch of its training "
+        f"draws one: {results['length_steps']} steps of {results['length_batch']} questions. Its "
+        "stage 1 has the same compression, at the length that is kept. Baselines are run with a "
+        "few of the seeds. [token_length.csv](token_length.csv) holds every point.\n\n"
     )
     rows = [
         [name.replace("_", " "), signed(found, 100)]

@@ -24,6 +24,7 @@ class Plan:
     config: Any  # of the sweeps
     align_config: Any
     avqa_config: Any
+    answers: str = "avqa"  # what its runs of stage 2 are called
 
     def few(self) -> "Plan":
         """The same with the first of the seeds alone, for what no claim is about."""
@@ -44,8 +45,8 @@ class Plan:
             every = max(1, self.config.steps // self.config.validations)
             base = replace(base, validate_every=every, test_snr_db=self.config.snr_db)
         if not aligned:
-            return self._runs("task_avqa", base, "avqa-unaligned", swept)
-        runs = self._runs("task_avqa", base, "avqa", swept)
+            return self._runs("task_avqa", base, f"{self.answers}-unaligned", swept)
+        runs = self._runs("task_avqa", base, self.answers, swept)
         pairs = zip(runs, self.starts(**changes), strict=True)
         return [self._after(start, run) for run, start in pairs]
 

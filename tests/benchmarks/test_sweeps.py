@@ -19,9 +19,11 @@ from utils.report.statistics import crossed, interval
 from utils.runs import unique
 
 SMALL = ("--align_steps", 4, "--steps", 4, "--batch", 8, "--validations", 2, "--tokens", 4,
+         "--length_steps", 4, "--length_batch", 8, "--few", 5,
          "--align_clips", 24, 8, 12, "--avqa_clips", 24, 8, 12, "--lengths", 2, 4, 8,
          "--snr_db", -6, 12, "--channels", "awgn",
          "--compressions", "sliding_window", "--baselines", "uniform")  # fmt: skip
+LENGTHS = "avqa-lengths-compression"  # what runs of one model for all lengths are called
 
 
 def sweep(folder, *flags, run=here, **options):
@@ -133,10 +135,9 @@ def test_numbers_are_those_of_the_runs(folder, results):
     clean = results["question_sweep"]["clean"]
     assert clean["mean"][0] == mean("avqa-question_snr_db-inf", "accuracy_by_snr", "-6")
     by_length = results["token_length_sweep"]["uniform"]["audio"]
-    run = label(compression="uniform", audio_tokens=2)
-    assert by_length["accuracy"][0] == mean(run, "accuracy", "overall")
-    last = [metrics[f"{run}-seed{seed}"]["validation_loss"][-1][1] for seed in (1, 2)]
-    assert by_length["loss"][0] == pytest.approx(sum(last) / 2)
+    run, pair = f"{LENGTHS}-uniform", "4x2"  # visual by audio tokens
+    assert by_length["accuracy"][0] == mean(run, "by_lengths", pair, "accuracy")
+    assert by_length["loss"][0] == mean(run, "by_lengths", pair, "validation_loss")
     ablated = results["ablations"]["one-way contrastive loss"]
     key = "audio_to_text_r1"
     assert ablated[key]["mean"] == mean("align-one_way-True", "retrieval", key)
@@ -162,9 +163,9 @@ def test_differences_are_paired_by_seed_and_by_clip(folder, results):
 
     each = []
     for how in ("sliding_window", "uniform"):
-        lengths = ({f"{m}_tokens": n} for m in ("visual", "audio") for n in (2, 4, 8))
-        names = [label(compression=how, **length) for length in lengths]
-        each.append(np.mean([answers(folder, name, "12")[1] for name in names], axis=0))
+        pairs = ("2x4", "4x4", "8x4", "4x2", "4x4", "4x8")
+        right = [answers(folder, f"{LENGTHS}-{how}", pair)[1] for pair in pairs]
+        each.append(np.mean(right, axis=0))
     found = results["compression_gains"]["sliding_window less uniform"]
     assert found == pytest.approx(crossed(each[0] - each[1], clips))
 
@@ -174,11 +175,8 @@ def test_the_loss_falls_are_paired_by_seed(results, folder):
     """From the shortest to the longest, and between neighbours, of which it is the sum."""
     found = results["token_length_falls"]["sliding_window"]["visual"]
     metrics = {p.stem: json.loads(p.read_text()) for p in runs_of(folder)}
-    names = [label(compression="sliding_window", visual_tokens=n) for n in (2, 8)]
-    ends = [
-        [metrics[f"{name}-seed{seed}"]["validation_loss"][-1][1] for name in names]
-        for seed in (1, 2)
-    ]
+    by_lengths = [metrics[f"{LENGTHS}-sliding_window-seed{seed}"]["by_lengths"] for seed in (1, 2)]
+    ends = [[of[pair]["validation_loss"] for pair in ("2x4", "8x4")] for of in by_lengths]
     mean, width = interval([short - long for short, long in ends])
     assert (found["whole"]["mean"], found["whole"]["ci95"]) == pytest.approx((mean, width))
     parts = [part["mean"] for part in found["neighbours"]]
@@ -200,25 +198,22 @@ def test_sides_differ_in_nothing_else(folder, results):
     extra = {"validate_every", "test_snr_db"}  # more is looked at in the run as it stands
     assert differ("avqa", "avqa-lora_rank-0") - extra == {"lora_rank"}
     assert differ("avqa", "avqa-modalities-visual") == {"modalities"}
-    full = label(compression="sliding_window")
-    short, other = (
-        label(compression="sliding_window", visual_tokens=2),
-        label(compression="uniform"),
-    )
-    assert differ(full, short) - extra == {"visual_tokens"}
-    assert differ(full, other) - extra == {"compression", "init"}
+    one, other = (label(compression=how) for how in ("sliding_window", "uniform"))
+    assert differ(one, other) - extra == {"compression", "init"}
+    one, other = (f"{LENGTHS}-{how}" for how in ("sliding_window", "uniform"))
+    assert differ(one, other) == {"compression", "init"}
     assert differ("align", "align-compression-uniform") == {"compression"}
     assert differ("align", "align-temperature-0.13") == {"temperature"}
     assert differ("align", "align-one_way-True") == {"one_way"}
-    init = config["avqa-audio_tokens-2-compression-uniform-seed1"]["init"]
-    assert init.endswith("align-compression-uniform-seed1.pth")  # one for all lengths
+    init = config[f"{LENGTHS}-uniform-seed1"]["init"]
+    assert init.endswith("align-compression-uniform-seed1.pth")
 
 
 @pytest.mark.slow
 def test_lengths_are_saved_for_others_to_fit(folder, results):
-    """A row a run: lengths, validation loss and channel uses of both modalities."""
+    """A row a model and pair of lengths: these, validation loss, and channel uses of a clip."""
     rows = list(csv.DictReader(open(folder / "imgs/token_length.csv")))
-    # Seeds; lengths (4, 4), and 2 or 8 of either modality with 4 of the other; two compressions
+    # Two seeds; (4, 4), and 2 or 8 of either modality with 4 of the other; two compressions
     assert len(rows) == 2 * (1 + 4) * 2
     for row in rows:
         tokens = 3 + int(row["visual_tokens"]) + int(row["audio_tokens"])
@@ -267,19 +262,19 @@ def test_a_second_sweep_runs_nothing_and_finds_the_same(folder, results):
 
 
 def test_experiments_share_runs():
-    """Where experiments agree a run is made once, and no two of one name differ; one alignment a
-    seed serves all token lengths and SNRs."""
+    """Where experiments agree a run is made once, and no two of one name differ; one model a seed
+    serves all token lengths, and one alignment all SNRs."""
     plan = planned("mini")
     parts = {name: unique(experiment.runs(plan)) for name, experiment in EXPERIMENTS.items()}
     every = unique([run for part in parts.values() for run in part])
     assert len(every) < sum(map(len, parts.values()))
     c = plan.config
-    # By compression one alignment, and three lengths of either modality besides one that both have
+    # By compression one alignment and one model for all lengths
     sides = len(c.seeds) * len(c.compressions) + c.few * len(c.baselines)
-    assert len(parts["lengths"]) == sides * (1 + 1 + 2 * 3)
+    assert len(parts["lengths"]) == sides * (1 + 1)
     starts = {run.after for run in every if run.script == "task_avqa"}
     from_one = [run for run in every if run.after.endswith("/align-seed11")]
-    assert len(from_one) >= 7 + 6 and len(starts) < len(every) / 3
+    assert len(from_one) >= 7 and len(starts) < len(every) / 2
     assert {run.config.data for run in every} == {"datasets/mini/VALOR", "datasets/mini/MUSIC-AVQA"}
     few = {run.config.seed for run in every if "one_way" in run.name}
     assert few == set(plan.config.seeds[: plan.config.few])
@@ -291,6 +286,8 @@ def test_the_default_sweep_is_the_papers_budget_on_fresh_seeds():
     assert len(config.seeds) == 10 and not {1, 2, 3} & set(config.seeds)
     assert config.steps * config.batch == 2400 and config.lengths == [1, 4, 16, 64]
     plan = planned("mini")
+    (pairs,) = {tuple(run.config.test_lengths) for run in lengths.answering(plan, "grid")}
+    assert pairs == ("1x16", "4x16", "16x16", "64x16", "16x1", "16x4", "16x64")
     aligned = plan.answering()[0].config
     assert (aligned.visual_tokens, aligned.audio_tokens) == (16, 16)
     assert aligned.test_snr_db == [-12, -6, 0, 6, 12, 18]
@@ -335,7 +332,7 @@ def test_paper_preset_plans_the_published_lengths():
     plan = planned("paper")
     runs = lengths.runs(plan)
     assert {run.config.preset for run in runs} == {"paper"}
-    swept = {run.config.visual_tokens for run in runs}
+    swept = {n for run in runs if run.script == "task_avqa" for n in run.config.token_lengths}
     assert {min(swept), max(swept)} == {2, 128}
     assert plan.avqa_config.data == "datasets/MUSIC-AVQA" and plan.avqa_config.batch == 8
     assert {run.config.channel for run in snr.runs(plan)} == {"awgn", "rayleigh", "none"}

@@ -16,14 +16,15 @@ from utils.data.models import Processors, build_system
 
 
 def alignment(**changes) -> tuple[Alignment, Processors]:
-    """Stage 1 in the mini preset, but for `changes`."""
-    config = replace(task_align.PRESETS["mini"], **changes)
+    """Stage 1 in the mini preset with all receivers trained, but for `changes`."""
+    config = replace(task_align.PRESETS["mini"], **{"text_receiver": "residual", **changes})
     system, processors = build_system(config)
     return Alignment(system, config), processors
 
 
 def answering(**changes) -> tuple[Answering, Processors]:
-    """Stage 2 in the mini preset, but for `changes`."""
+    """Stage 2 in the mini preset with all receivers trained, but for `changes`."""
+    changes = {"text_receiver": "residual", **changes}
     return task_avqa.build_model(replace(task_avqa.PRESETS["mini"], **changes))
 
 

@@ -20,7 +20,11 @@ from utils.report.metrics import accuracy_report, majority_answers, majority_rig
 
 
 def scores(
-    config: Any, clips: Clips, answers: dict[float, list[str]], baseline: dict | None
+    config: Any,
+    clips: Clips,
+    answers: dict[float, list[str]],
+    baseline: dict | None,
+    short: dict[str, tuple[float, list[bool]]] | None = None,
 ) -> dict:
     """The test split scored beside its baselines, as R.json holds it.
 
@@ -29,6 +33,8 @@ def scores(
         clips: of every split.
         answers: to the test questions, by SNR in dB.
         baseline: the metrics of the question-only run, if there was one.
+        short: by numbers of tokens, as "16x4", the validation loss and which test questions are
+            answered right.
     """
     asked = clips["test"].rows
 
@@ -46,6 +52,10 @@ def scores(
         "baselines": {k: each["overall"] for k, each in baselines.items()},
         "baselines_by_type": {k: each["by_type"] for k, each in baselines.items()},
         "accuracy_by_snr": {f"{snr:g}": score(said)["overall"] for snr, said in answers.items()},
+        "by_lengths": {
+            pair: {"validation_loss": loss, "accuracy": float(np.mean(right))}
+            for pair, (loss, right) in (short or {}).items()
+        },
         "ceilings": ceilings(config.foundation_model),
         "questions": {split: clips.counts(split) for split in clips},
     }
@@ -58,15 +68,23 @@ def ceilings(folder: str) -> dict[str, dict[str, float]]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def write_answers(path: Path, asked: Sequence[Question], answers: dict[float, list[str]]) -> None:
+def write_answers(
+    path: Path,
+    asked: Sequence[Question],
+    answers: dict[float, list[str]],
+    short: dict[str, tuple[float, list[bool]]] | None = None,
+) -> None:
     """R.answers.csv, from which runs are compared question by question: for each test question, in
     the split's order, its clip, text and true answer, and at each SNR in dB what was said and
-    whether that is right (1 or 0)."""
+    whether that is right (1 or 0); the latter also for each pair of token lengths in `short`."""
     columns = {"clip": [q.video_id for q in asked], "question": [q.text for q in asked]}
     columns["answer"] = [q.answer for q in asked]
     for snr, said in answers.items():
         right = (is_right(text, q.answer) for text, q in zip(said, asked, strict=True))
         columns |= {f"said_{snr:g}": said, f"right_{snr:g}": [int(ok) for ok in right]}
+    columns |= {
+        f"right_{pair}": list(map(int, right)) for pair, (_, right) in (short or {}).items()
+    }
     table = io.StringIO()
     rows = zip(*columns.values(), strict=True)
     csv.writer(table).writerows([columns, *rows])
@@ -74,13 +92,13 @@ def write_answers(path: Path, asked: Sequence[Question], answers: dict[float, li
 
 
 def read_answers(path: Path) -> tuple[list[str], dict[str, np.ndarray]]:
-    """What `write_answers` wrote: the clip of each question, and by SNR, as `"12"`, whether it was
-    answered right (questions,)."""
+    """What `write_answers` wrote: the clip of each question, and by SNR, as "12", or token lengths,
+    as "16x4", whether it was answered right (questions,)."""
     with open(path, newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     columns = dict(zip(head, zip(*rows, strict=True), strict=True))
     kept = {k.removeprefix("right_"): v for k, v in columns.items() if k.startswith("right_")}
-    return list(columns["clip"]), {snr: np.array(v) == "1" for snr, v in kept.items()}
+    return list(columns["clip"]), {name: np.array(v) == "1" for name, v in kept.items()}
 
 
 def print_accuracies(found: dict) -> None:

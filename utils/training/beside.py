@@ -16,6 +16,7 @@ from utils.checkpoints import CheckpointError
 from utils.config import quieten
 from utils.machine import cores, end_with_parent, take_cores
 from utils.training.identity import finished
+from utils.training.processes import agree
 
 
 def beside(script: str, config: Any, data: dict) -> Callable[[], dict]:
@@ -48,6 +49,16 @@ def beside(script: str, config: Any, data: dict) -> Callable[[], dict]:
         raise ValueError(f"run {config.name} ended with status {process.exitcode}; see {log}")
 
     return metrics
+
+
+def afterwards(main: Callable, config: Any, data: dict) -> dict | None:
+    """The metrics of a run of `main` on these data in this process, which is not repeated if it has
+    ended well before."""
+    if found := agree(finished(config, data)):
+        return found
+    with suppress(CheckpointError):  # a saved state of other data, or of other code
+        return main(config)
+    return main(replace(config, resume=False))
 
 
 def _begin(share: list[int], script: str, fields: dict, log: str) -> None:

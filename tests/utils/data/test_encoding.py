@@ -79,7 +79,8 @@ class Run:
         self.most = max(self.most, rows)
 
     def config(self, stage=task_align, **options):
-        return replace(stage.PRESETS["mini"], **{**self.options, **options})
+        trained = {"text_receiver": "residual"}  # as all receivers
+        return replace(stage.PRESETS["mini"], **{**trained, **self.options, **options})
 
     def load(self, train, val=None, test=None, also=(), system=None, **options):
         """The clips of a run, and how many rows were encoded for them."""
