@@ -74,6 +74,21 @@ def test_a_fresh_residual_receiver_passes_tokens_as_they_are():
     assert list(receiver.state_dict()) == names
 
 
+def test_a_step_is_the_same_beside_every_model():
+    """Protects: with the same learning rate, a first step of Adam changes a token by the same share
+    of its size, however small the language model's embeddings are."""
+    change = []
+    for scale in (1.0, 0.01):
+        torch.manual_seed(0)
+        receiver, x = RECEIVERS["residual"](8, 16, torch.tensor(scale)), gaussian(2, 5, 8)
+        assert torch.equal(receiver(x), scale * x)
+        optimizer = torch.optim.Adam(receiver.parameters(), lr=1e-2, eps=1e-12)
+        receiver(x).sum().backward()
+        optimizer.step()
+        change.append((receiver(x) - scale * x).norm().item() / scale)
+    assert change[0] == pytest.approx(change[1], rel=1e-3)
+
+
 @pytest.mark.parametrize("name", RECEIVERS)
 def test_tokens_are_received_one_by_one(name):
     """A token's restoration does not depend on the tokens beside it, in no receiver."""
