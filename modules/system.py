@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modules.channel import Channel, TrainingSNR, unit_power
+from modules.digital.quantised import QUANTISED, Quantised
 from modules.foundation_model import FoundationModel, Received
 from modules.losses import info_nce, masked_mean, reconstruction
 from modules.token_compression import Layout, compress, compress_each
@@ -78,7 +79,8 @@ class System(nn.Module):
         self.img_tx = TokenTransmitter(*encoders["visual"], hidden, config.visual_tokens, how)
         self.audio_tx = TokenTransmitter(*encoders["audio"], hidden, config.audio_tokens, how)
         self.encode_batch = config.encode_batch
-        self.channel = Channel(config.channel)
+        quantised = config.channel == QUANTISED
+        self.channel = Quantised() if quantised else Channel(config.channel)
         self.training_snr = TrainingSNR(config.snr_db, config.snr_range)
         sizes = (hidden, config.receiver_width, self.foundation.embedding_rms())
         self.img_receiver = RECEIVERS[config.receiver](*sizes)
@@ -277,13 +279,24 @@ class Answering(nn.Module):
             snr_db, lengths: as for `receive`; without an SNR that of training.
         """
         if snr_db is None:
-            snr_db = self.system.snr_db(len(batch.visual), noise)
+            snr_db = self.own_snr_db(len(batch.visual), noise)
         received = self.receive(batch, noise, snr_db, lengths)
         foundation = self.system.foundation
         if do == "write":
             return foundation.generate(received, self.end_id, self.answer_tokens)
         compare = foundation.would_write if do == "check" else foundation.answer_loss
         return compare(received, batch.answer_ids, batch.answer_mask, batch.text_tokens)
+
+    def own_snr_db(
+        self, clips: int, noise: torch.Generator | None
+    ) -> float | Tensor | dict[str, float | Tensor]:
+        """dB, as for `receive`: one a clip for all of its users; but in training over token lengths
+        each user's message is its own, and so is the SNR at which it arrives."""
+        at = self.system.snr_db(clips, noise)
+        if not (self.training and self.token_lengths):
+            return at
+        asked_at = at if self.question_snr_db is None else self.question_snr_db
+        return {"visual": at, "audio": self.system.snr_db(clips, noise), "text": asked_at}
 
     def receive(
         self,

@@ -48,13 +48,14 @@ def test_both_stages_run_from_an_empty_folder(folder, aligned):
 
 @pytest.mark.slow
 def test_the_network_study_runs_there(folder, aligned):
-    """From the same checkpoint, with the shipped sweep over token lengths if there is one."""
-    flags = (*SMALL, "--users", 2, "--lengths", 1, 2, 4, "--reference_length", 2)
-    flags += ("--link_length", 2, "--drops", 2, "--instances", 1, "--repeats", 1)
+    """From the same checkpoint, and what it asked is kept there."""
+    flags = (*SMALL, "--users", 2, "--lengths", 1, 2, "--reference_length", 2, "--seeds", 5)
+    flags += ("--surface_lengths", 2, "--snr_levels", 0, "--bits_levels", 4, "--link_length", 2)
+    flags += ("--drops", 2, "--few", 1, "--instances", 1, "--many_users", 2, "--deadlines", 0.1)
     flags += ("--user_counts", 2, "--weights", 0.5, "--link_snr_db", 0, "--figures", "none")
     done = run(folder, "task_network.py", *flags)
-    assert "loss curve, measured" in done.stdout
-    assert ("loss curve, sweep" in done.stdout) == (ROOT / "imgs/token_length.csv").exists()
+    assert "analog: at most" in done.stdout and "digital: at most" in done.stdout
+    assert list((folder / "checkpoint/network-mini-asked").iterdir())
     assert (folder / "checkpoint/network-mini.json").is_file()
 
 
@@ -66,8 +67,7 @@ def test_the_network_study_runs_there(folder, aligned):
         ("task_avqa.py", (), "run `python task_align.py --preset mini` first"),
         ("task_avqa.py", ("--init", "none", "--modalities", "smell"), "smell"),
         ("task_network.py", (), "run `python task_align.py --preset mini` first"),
-        ("task_network.py", ("--lengths", 2, 8, "--repeats", 1), "--lengths [2, 8]: a loss curve"),
-        ("task_network.py", ("--curve", "sweep", "--sweep", "none.csv"), "none.csv: no sweep"),
+        ("task_network.py", ("--lengths", 8, 2), "--lengths [8, 2]: must ascend"),
     ],
 )
 def test_cheap_checks_come_first(tmp_path, script, flags, says):

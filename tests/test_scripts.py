@@ -13,6 +13,7 @@ import torch
 
 from tests.helpers.disks import change, small_disk, unfinished
 from tests.helpers.scripts import ROOT, apart, here, places, refused, until
+from utils.network.page import decisive, tables
 
 TYPES = 9
 ALIGN = ("--steps", 6, "--batch", 8, "--validate_every", 3, "--workers", 0)
@@ -243,10 +244,11 @@ def test_a_channel_without_noise_and_the_smallest_batch(folder, aligned):
 
 
 NETWORK = (
-    *("--users", 4, "--steps", 2, "--lengths", 1, 2, 4),
-    *("--reference_length", 2, "--link_length", 4),
-    *("--drops", 4, "--instances", 2, "--repeats", 1, "--user_counts", 2, 4),
-    *("--weights", 0.1, 0.9, "--link_snr_db", -9, 18),
+    *("--users", 4, "--steps", 2, "--seeds", 5, 6, "--lengths", 1, 2, 4),
+    *("--reference_length", 2, "--reference_bits", 3, "--link_length", 4),
+    *("--surface_lengths", 1, 4, "--snr_levels", -9, 9, "--bits_levels", 0.25, 3),
+    *("--drops", 3, "--instances", 2, "--many_users", 6, "--few", 2, "--user_counts", 2, 4),
+    *("--weights", 0.1, 0.9, "--link_snr_db", -9, 18, "--deadlines", 0.02, 0.08),
 )
 
 
@@ -257,34 +259,55 @@ def network(folder, start):
 
 @pytest.mark.slow
 def test_the_network_study_leaves_what_it_promises(folder, network):
-    """Metrics in DESIGN's form, every figure, and a summary; stage 2 was trained along."""
+    """Metrics in DESIGN's form for both links, every figure, and a summary; stage 2 was trained
+    along, once for each link and seed."""
     metrics = json.loads((folder / "checkpoint/network-mini.json").read_text())
-    assert metrics["task"] == "network" and metrics["vs_exhaustive"].keys() == {
-        "instances",
-        "within_1_percent",
-        "worst_gap",
-    }
-    assert metrics["vs_exhaustive"]["instances"] == 2
-    for row in metrics["vs_baselines"].values():
-        assert row["mean_gain"] >= 0 and row["ci95"] >= 0
-    assert metrics["seconds_1000_users"] > 0 and metrics["over_users"]["users"] == [2, 4]
-    accuracies = metrics["over_users"]["joint"]["accuracy"]["mean"]
-    assert len(accuracies) == 2 and all(0 <= a <= 1 for a in accuracies)
-    assert len(metrics["figures"]) == 7
+    assert metrics["task"] == "network"
+    for link in ("analog", "digital"):
+        bound = metrics["vs_lower_bound"][link]
+        assert bound["instances"] == 2 and bound["users"] == 4 and bound["many"]["users"] == 6
+        assert 0 <= bound["mean_gap"] <= bound["worst_gap"] < 0.05
+        baselines = metrics["vs_baselines"][link]
+        assert all(row["median_gain"] > -0.01 for row in baselines["ratios"].values())
+        assert {"joint", "equal split"} < baselines["spent"].keys()
+        assert set(metrics["variables"][link]) == {"own", "shared"}
+        measured = metrics["measured"]["by_deadline"][link]
+        for name, curve in measured["accuracy"].items():
+            assert len(curve) == 2 and all(0 <= a <= 1 for a in curve)
+            assert name == "joint" or "ci95" in measured["accuracy_at_equal_latency"][name]
+        assert len(metrics["measured"]["agreement"][link]["points"]) == 4
+    assert metrics["seconds_1000_users"]["slowest"] > 0
+    shown = "\n".join([*decisive(metrics), *tables(metrics)])
+    assert all(name in shown for name in ("greedy", "bandwidth and power", "learned codebook"))
+    curves = metrics["measured"]["over_messages"]["curves"]
+    kinds = {"quantised tokens", "learned codebook", "caption as text", "digital envelope"}
+    assert kinds < curves.keys() and "analog tokens" in curves
+    assert len(metrics["figures"]) == 11
     for figure in metrics["figures"]:
         assert Path(figure).stat().st_size > 10_000 and Path(figure).with_suffix(".pdf").is_file()
         assert figure in network.stdout
-    assert "1,000 users" in network.stdout and "better in" in network.stdout
-    trained = json.loads((folder / "checkpoint/network-mini-avqa.json").read_text())
-    assert trained["config"]["token_lengths"] == [1, 2, 4] and trained["steps"] == 2
+    assert "1,000 users" in network.stdout and "above the lower bound" in network.stdout
+    for link in ("analog", "digital"):
+        for seed in (5, 6):
+            run = f"checkpoint/network-mini-{link}-{seed}.json"
+            trained = json.loads((folder / run).read_text())
+            assert trained["config"]["token_lengths"] == [1, 2, 4] and trained["steps"] == 2
+            assert (trained["config"]["channel"] == "quantised") == (link == "digital")
 
 
 @pytest.mark.slow
-def test_the_network_study_trains_once(folder, network, start):
-    """With other budgets it goes on from the trained model; a bad one ends in a line before it."""
-    path = folder / "checkpoint/network-mini-avqa.pth"
+def test_the_network_study_trains_and_asks_once(folder, network, start):
+    """With other budgets it goes on from the trained model, and what was asked before is not asked
+    again; a bad one ends in a line before it."""
+    path = folder / "checkpoint/network-mini-digital-5.pth"
+    asked = folder / "checkpoint/network-mini-asked"
     before = path.stat().st_mtime_ns
+    kept = {p.name: p.stat().st_mtime_ns for p in asked.iterdir()}
+    assert len(kept) > 40
     flags = (*places("task_network.py", folder), *NETWORK, *start, "--figures", "none")
-    done = here("task_network.py", *flags, "--bandwidth", "2e6")
-    assert "fine-tuning" not in done.stderr and path.stat().st_mtime_ns == before
-    refused(here("task_network.py", *flags, "--power_dbm", "nan", ok=False), "--power_dbm nan")
+    done = here("task_network.py", *flags)
+    assert done.stdout.count("as it stood") == 13
+    done = here("task_network.py", *flags, "--weight", "0.3")
+    assert "as it stood" not in done.stdout and path.stat().st_mtime_ns == before
+    assert {p.name: p.stat().st_mtime_ns for p in asked.iterdir()} == kept
+    refused(here("task_network.py", *flags, "--user_power_dbm", "nan", ok=False), "user_power_dbm")

@@ -17,6 +17,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from modules.channel import CHANNELS
+from modules.digital.quantised import QUANTISED
 from modules.system import CONTRASTS, check_modalities
 from modules.token_compression import COMPRESSIONS
 from modules.token_receiver import RECEIVERS, TEXT_RECEIVERS
@@ -52,7 +53,7 @@ class StageConfig:
     audio_tokens: int = 16  # after compression, besides class and distillation; paper: 128
 
     # Channel and receiver
-    channel: str = "awgn"  # paper: awgn
+    channel: str = "awgn"  # quantised: SNRs are then bits an entry, 0 to 8; paper: awgn
     snr_range: list[float] = values()  # dB, lowest and highest: each training clip draws its own
     receiver: str = "residual"  # of picture and sound; paper: mlp
     text_receiver: str = "detect"  # the most likely word, untrained; paper: mlp
@@ -100,7 +101,7 @@ CHOICES = {
     "media": ("extraction", "videos"),
     "dtype": ("float32", "bfloat16", "float16"),
     "compression": COMPRESSIONS,
-    "channel": CHANNELS,
+    "channel": (*CHANNELS, QUANTISED),
     "contrast": CONTRASTS,
     "receiver": RECEIVERS,
     "text_receiver": TEXT_RECEIVERS,

@@ -81,7 +81,7 @@ def run_all(runs: Sequence[Run], jobs: int = 0, label: str = "runs") -> dict[str
     metrics: dict[str, dict] = {}
     failed: dict[str, str] = {}
     running: dict[Future, Run] = {}
-    with _pool(jobs) as pool, tqdm(total=len(waiting), desc=label, unit="run") as bar:
+    with workers(jobs) as pool, tqdm(total=len(waiting), desc=label, unit="run") as bar:
         try:
             while waiting or running:
                 ready = [r for r in waiting.values() if r.after in ("", *metrics, *failed)]
@@ -116,7 +116,7 @@ def run_all(runs: Sequence[Run], jobs: int = 0, label: str = "runs") -> dict[str
     return metrics
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
+def workers(jobs: int) -> ProcessPoolExecutor:
     """So many workers, each with its share of the cores."""
     jobs = jobs_at_a_time(jobs)
     context = get_context("spawn")

@@ -31,7 +31,7 @@ class DigitalLink(Channel):
     """Stands where a `Channel` stands, in evaluation: no gradient passes; holds no weights.
 
     Args:
-        bits: of an entry after quantisation: 4, 6 or 8.
+        bits: of an entry after quantisation: 1 to 8.
         modulation: bits a symbol: 2 (QPSK), 4, 6 or 8 (256-QAM).
         rate: of the code, information over coded bits, CRC included; 1/5 to 948/1024.
         kind, rician_k: as Channel's. Through `none` the quantised tokens arrive as they are.

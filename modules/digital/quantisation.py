@@ -4,14 +4,18 @@ The scale is the token's root mean square and travels along as 16 bits of bfloat
 range of float32: no token is too quiet or too loud, and since the sender quantises by the rounded
 scale as well, its coarse mantissa costs next to nothing. The step is the one that loses least of
 Gaussian entries (J. Max, Quantizing for minimum distortion, IRE Trans. Inf. Theory, 1960), which
-clips at 2.68, 3.33 and 3.94 times the scale; a coarser outlier is worth finer small entries.
+clips at 2.68, 3.33 and 3.94 times the scale with 4, 6 and 8 bits; a coarser outlier is worth finer
+small entries.
 """
 
 import torch
 from torch import Tensor
 
-STEPS = {4: 0.33520, 6: 0.10406, 8: 0.030762}  # of a Gaussian of unit variance, by bits an entry
-ERRORS = {4: 1.1543e-2, 6: 1.0400e-3, 8: 8.7686e-5}  # mean squared, that these steps leave
+# Of a Gaussian of unit variance by bits an entry, and the mean squared errors that they leave.
+STEPS = {1: 1.59577, 2: 0.99569, 3: 0.58602, 4: 0.33520, 5: 0.18814, 6: 0.10406, 7: 0.056867,
+         8: 0.030762}  # fmt: skip
+ERRORS = {1: 3.6338e-1, 2: 1.1885e-1, 3: 3.7440e-2, 4: 1.1543e-2, 5: 3.4952e-3, 6: 1.0400e-3,
+          7: 3.0433e-4, 8: 8.7686e-5}  # fmt: skip
 SCALE_BITS = 16
 
 
@@ -21,22 +25,36 @@ def payload_bits(hidden: int, bits: int) -> int:
 
 
 def to_bits(tokens: Tensor, bits: int) -> Tensor:
-    """The bits of tokens (n, hidden) at 4, 6 or 8 bits an entry: (n, payload_bits), 0. or 1.
+    """The bits of tokens (n, hidden) at 1 to 8 bits an entry: (n, payload_bits), 0. or 1.
 
     Natural binary, most significant bit first: whole blocks arrive or are lost, so that which
     levels are neighbours of which does not matter.
     """
-    scale = tokens.float().square().mean(dim=1, keepdim=True).sqrt().bfloat16()  # (n, 1)
-    step = (STEPS[bits] * scale.float()).clamp(min=1e-38)  # a token of zeros has no scale
-    levels = (tokens.float() / step).floor() + 2 ** (bits - 1)  # (n, hidden)
-    levels = levels.clamp(0, 2**bits - 1).int()
+    scale, levels = _levels(tokens, bits)
     return torch.cat([_binary(scale.view(torch.int16), SCALE_BITS), _binary(levels, bits)], dim=1)
 
 
 def from_bits(payload: Tensor, bits: int) -> Tensor:
     """The tokens (n, hidden), float32, that (n, payload_bits) stand for: middles of the cells."""
     scale = _number(payload[:, :SCALE_BITS], SCALE_BITS).to(torch.int16).view(torch.bfloat16)
-    levels = _number(payload[:, SCALE_BITS:], bits)  # (n, hidden)
+    return _middles(scale, _number(payload[:, SCALE_BITS:], bits), bits)
+
+
+def rounded(tokens: Tensor, bits: int) -> Tensor:
+    """What `from_bits` gives back of tokens (n, hidden), without making the bits."""
+    return _middles(*_levels(tokens, bits), bits)
+
+
+def _levels(tokens: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Scales (n, 1), bfloat16, and the number of each entry's cell (n, hidden)."""
+    scale = tokens.float().square().mean(dim=1, keepdim=True).sqrt().bfloat16()
+    step = (STEPS[bits] * scale.float()).clamp(min=1e-38)  # a token of zeros has no scale
+    levels = (tokens.float() / step).floor() + 2 ** (bits - 1)
+    return scale, levels.clamp(0, 2**bits - 1).int()
+
+
+def _middles(scale: Tensor, levels: Tensor, bits: int) -> Tensor:
+    """The middles of cells (n, hidden) at scales (n, 1)."""
     return (levels - (2**bits - 1) / 2) * (STEPS[bits] * scale.float())
 
 

@@ -1,48 +1,48 @@
 """Who gets bandwidth, power and tokens: the joint optimisation of a multi-user uplink.
 
-User m has B_m Hz, p_m W, and sends L_m patch tokens beside s_m special ones, n_m = D (L_m + s_m)
-bits in all, after e_m s of encoding. With R_m Shannon's rate the problem is
+User m has B_m Hz and p_m W, and sends by one of its link's options (links.py), after e_m s of
+encoding. With t_m the seconds of its uplink the problem is
 
-    min   w (T + c sum_m L_m) + (1 - w) (floor + sum_m a_m L_m^-x_m)
-    s.t.  e_m + n_m / R_m(B_m, p_m) <= T   for every user,    T <= deadline,
-          sum_m B_m <= B,   sum_m p_m <= P,   0 <= p_m <= P_m,   L_m on a grid:
+    min   w (T + c sum_m L_m) + (1 - w) (floor + sum_m a_m loss_m) + v sum_m E_m
+    s.t.  e_m + t_m <= T <= deadline for every user that sends,   sum_m B_m <= B,
+          p_m <= P_m,   sum_m p_m <= P if power is shared,   E_m <= the energy of each,
 
-latency (that of the slowest user, and of the foundation model, which reads every token) against
-the validation loss (loss_curve.py). Two blocks alternate (after arXiv 2505.07841, v2 and v3, whose
-derivation is not at hand: this one is the project's).
+latency (that of the slowest user, and of the foundation model, which reads every token), the
+validation loss, and the energy of sending. With `fair`, the largest a_m loss_m stands in place of
+their sum (max-min fairness). Power is each handset's own, in steps as 5G's power control sets it
+(TS 38.213, 7.1.1), and of use to others only where it is shared.
 
-**Bandwidth and power, lengths given.** R_m is concave, so e_m + n_m / R_m is convex and the
-smallest T is a convex program. At its optimum every user ends at T, that is needs the rate
-r_m = n_m / (T - e_m), and with a price l on bandwidth pays least in power plus price,
-N0 B_m / g_m (2^(r_m/B_m) - 1) + l B_m, at (derivative zero, u = ln 2 r_m / B_m)
+**For a given T every user ends at T**: with less time it would need more bandwidth. So what an
+option needs, B_m(o, p, T), and what it costs are numbers, and what is left is to choose one option
+and one step of power for each user so that the bandwidths fit: a multiple-choice knapsack. Mixtures
+of options make it convex (linear), and by a price l on bandwidth it falls into users:
 
-    (u - 1) e^(u-1) = (l g_m / N0 - 1) / e,   so   B_m = ln 2 r_m / (1 + W0((l g_m / N0 - 1) / e)),
+    D(T) = max over l >= 0 of   sum_m min_{o, p} (cost_m(o, p, T) + l B_m(o, p, T))  -  l B,
 
-or at the least bandwidth for which P_m is enough. Two monotone roots remain: l, at which the
-bandwidths fill B, and T, at which the powers fill P. By the same multipliers, if user m needed
-another rate r' the others would have to give up c_m(r') - c_m(r_m), c_m(r) being the least of
-power plus price, for which T rises by (to first order; q_j = dc_j / dr_j)
+with a second price where power is shared. What users choose at the best price fits but for a user
+or two, who give way. (Lagrangian duality; Everett, Operations Research 11, 1963.)
 
-    (c_m(r') - c_m(r_m))  /  sum_j q_j r_j / (T - e_j).
+**One search over T.** Needs and costs fall with T, so between a and b no T does better than
+w a + D(b). The search halves whichever stretch has the lowest such bound, until none could be
+better by more than `gap` of the part of the objective that an allocation can change. It ends with
+an allocation and a proof of how good it is, for any number of users.
 
-**Token lengths, prices given.** That makes the problem separable: each user takes the length at
-which w times the rise of T and of the foundation model's time, plus (1 - w) times its part of the
-loss curve, is least.
-
-Prices hold for small steps of all users together. So a step is only taken if the first block,
-solved again, confirms that the objective falls, and is made smaller until it does: it never rises
-from one iteration to the next, and every iterate can be used.
+The published scheme (arXiv 2505.07841, v2 and v3) alternates between bandwidth and power, and token
+lengths; its derivation is not at hand. What its abstract says of it is `alternating` in
+baselines.py.
 """
 
-from collections.abc import Callable, Iterator
+import heapq
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import lambertw
 
-LN2 = np.log(2)
-NEAR = 1e-5  # below it Lambert's W is taken by its series
+from modules.network.cell import from_db
+from modules.network.links import Analog, Digital
+
+ROUNDS = 60  # in which a price is found, at most; mostly 5 to 10 are enough
 
 
 class AllocationError(ValueError):
@@ -53,281 +53,357 @@ class AllocationError(ValueError):
 class Problem:
     """A drop of users, what they may use, and what tokens bring; arrays are (users,)."""
 
+    link: Analog | Digital
+    kind: np.ndarray  # of each user, by its number in the link's tables
     gain: np.ndarray  # power gains
     noise_density: float  # N0, W/Hz
     bandwidth: float  # B, Hz of all users together
-    power: float  # P, W of all users together
     user_power: np.ndarray  # P_m, W
-    token_bits: float  # D, bits of a token
-    special: np.ndarray  # s_m, tokens sent besides
-    lengths: np.ndarray  # (grid,), allowed patch tokens, ascending
-    fall: np.ndarray  # a_m, nats
-    exponent: np.ndarray  # x_m
+    power: float = np.inf  # P, W of all users together, where power is shared
+    user_bandwidth: np.ndarray | float = np.inf  # Hz that a user can use
+    allowed: np.ndarray | bool = True  # (options,) or (users, options), which may be chosen
     floor: float = 0.0  # nats
+    importance: np.ndarray | float = 1.0  # a_m, of a user's loss; 1 / scenes makes it a mean
+    fair: bool = False  # the largest loss in place of the sum
     encode: np.ndarray | float = 0.0  # e_m, s
     foundation: float = 0.0  # c, s a token
     foundation_fixed: float = 0.0  # s besides: the question, the special tokens, the answer
     weight: float = 0.5  # w, of a second against a nat
-    deadline: float = np.inf  # s, of T
+    deadline: np.ndarray | float = np.inf  # s, of encoding and uplink
+    energy_weight: float = 0.0  # v, of a joule against a nat
+    energy: np.ndarray | float = np.inf  # J that a user may spend on sending
+    # below P_m, where it matters
+    power_steps_db: tuple[float, ...] = (*range(13), 15, 18, 21, 24, 27, 30)
 
     def __post_init__(self):
-        users = np.size(self.gain)
-        for name in ("gain", "user_power", "special", "fall", "exponent", "encode"):
+        users, options = np.size(self.gain), len(self.link.lengths)
+        for name in ("gain", "user_power", "user_bandwidth", "importance", "encode", "deadline",
+                     "energy"):  # fmt: skip
             value = np.asarray(getattr(self, name), float)
             if value.shape not in ((), (users,)):
                 raise AllocationError(f"{name}: {value.size} values for {users} users")
             object.__setattr__(self, name, np.broadcast_to(value, users))
-        object.__setattr__(self, "lengths", np.asarray(self.lengths, float))
+        object.__setattr__(self, "kind", np.broadcast_to(self.kind, users))
+        allowed = np.broadcast_to(self.allowed, (users, options)).copy()
+        allowed[:, 0] = True  # anyone may be silent
+        object.__setattr__(self, "allowed", allowed)
         check(self)
 
     @property
     def users(self) -> int:
         return len(self.gain)
 
-    def bits(self, lengths: np.ndarray) -> np.ndarray:
-        """n_m, payloads in bits."""
-        return self.token_bits * (lengths + self.special)
+    @property
+    def shares_power(self) -> bool:
+        return self.power < self.user_power.sum()
 
-    def loss(self, lengths: np.ndarray) -> float:
-        """nats."""
-        return float(self.floor + (self.fall * lengths**-self.exponent).sum())
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """W that each user may send with, (users, steps); all it has where less has no use."""
+        matters = self.shares_power or self.energy_weight > 0 or np.isfinite(self.energy).any()
+        steps = np.array(self.power_steps_db if matters else (0.0,))
+        return self.user_power[:, None] * from_db(-steps)
 
-    def objective(self, lengths: np.ndarray, latency: float) -> float:
-        """w times latency plus (1 - w) times loss; infinite past the deadline."""
-        if latency > self.deadline:
-            return np.inf
-        seconds = latency + self.foundation_fixed + self.foundation * lengths.sum()
-        return float(self.weight * seconds + (1 - self.weight) * self.loss(lengths))
+    @cached_property
+    def fixed(self) -> float:
+        """The part of the objective that no allocation changes."""
+        seconds = self.foundation_fixed + self.encode.min()
+        return float(self.weight * seconds + (1 - self.weight) * self.floor)
+
+    def objective(self, latency: float, tokens: float, loss: np.ndarray, energy: float) -> float:
+        """Of T in s, all patch tokens, each user's loss against the best, and J of all users."""
+        lost = self.importance * loss
+        seconds = latency + self.foundation_fixed + self.foundation * tokens
+        nats = self.floor + (lost.max() if self.fair else lost.sum())
+        return float(self.weight * seconds + (1 - self.weight) * nats + self.energy_weight * energy)
 
 
 def check(problem: Problem) -> None:
     """AllocationError for values that no network has."""
-    above_zero = ("gain", "noise_density", "bandwidth", "power", "user_power", "token_bits")
-    not_below = ("special", "fall", "exponent", "encode", "foundation", "foundation_fixed")
+    above_zero = ("gain", "noise_density", "bandwidth", "user_power")
+    not_below = ("importance", "encode", "foundation", "foundation_fixed", "energy_weight")
     if problem.users == 0:
         raise AllocationError("users: a network needs one at least")
     for names, least, fine in (
         (above_zero, "above 0 and finite", lambda v: (v > 0) & np.isfinite(v)),
         (not_below, "0 or more and finite", lambda v: (v >= 0) & np.isfinite(v)),
-        (("lengths",), "1 or more", lambda v: v >= 1),
         (("weight",), "between 0 and 1", lambda v: (v >= 0) & (v <= 1)),
-        (("deadline",), "above 0", lambda v: v > 0),
+        (("power", "user_bandwidth", "deadline", "energy"), "above 0", lambda v: v > 0),
     ):
         for name in names:
             value = np.asarray(getattr(problem, name))
             if not np.all(fine(value)):
                 wrong = value[~fine(value)].flat[0] if value.ndim else value
                 raise AllocationError(f"{name} {wrong:g}: must be {least}")
-    if (
-        problem.lengths.ndim != 1
-        or not len(problem.lengths)
-        or (np.diff(problem.lengths) <= 0).any()
-    ):
-        raise AllocationError("lengths: give the allowed token lengths, ascending")
+    if problem.fair and problem.shares_power:
+        raise AllocationError("fair: is for handsets with power of their own; leave power out")
 
 
 @dataclass(frozen=True)
 class Allocation:
     """What each user gets, (users,), and what comes of it."""
 
-    lengths: np.ndarray  # patch tokens
+    option: np.ndarray  # of the link; 0 is silence
     bandwidth: np.ndarray  # Hz
     power: np.ndarray  # W
-    latency: float  # T, s: encoding and uplink of the slowest user
+    seconds: np.ndarray  # s of the uplink
+    latency: float  # T, s: encoding and uplink of the slowest user that sends
+    loss: np.ndarray  # nats of each user against the best
+    energy: np.ndarray  # J of sending
     objective: float
-    bandwidth_price: float = 0.0  # l, W/Hz, of an optimal split; infinite if power is not short
-    history: tuple[float, ...] = ()  # objective after each iteration
+    bound: float = -np.inf  # no allocation of the problem is below it
 
 
-def split(problem: Problem, lengths: np.ndarray) -> Allocation:
-    """Bandwidth and power that make the slowest user fastest: the convex block.
+def given(
+    problem: Problem,
+    option: np.ndarray,
+    bandwidth: np.ndarray,
+    power: np.ndarray,
+    seconds: np.ndarray | None = None,
+) -> Allocation:
+    """What comes of an allocation made elsewhere, (users,) each. Without `seconds` a user takes
+    what its link takes.
 
-    Args:
-        lengths: patch tokens (users,).
+    Raises:
+        AllocationError: if it takes more than there is.
     """
-    bits = problem.bits(lengths)
+    sends = option > 0
+    bandwidth, power = np.where(sends, bandwidth, 0.0), np.where(sends, power, 0.0)
+    for name, used, most in (
+        ("bandwidth", bandwidth.sum(), problem.bandwidth),
+        ("power", power.sum(), problem.power),
+        ("user_power", (power / problem.user_power).max(), 1.0),
+        ("user_bandwidth", (bandwidth / problem.user_bandwidth).max(), 1.0),
+    ):
+        if used > most * (1 + 1e-6):
+            raise AllocationError(f"{name}: {used:g} is given out, there is {most:g}")
+    if not problem.allowed[np.arange(problem.users), option].all():
+        raise AllocationError("option: some are not among those allowed")
+    hertz = np.where(sends, bandwidth, 1.0)
+    sent = (problem.kind, option, hertz, power * problem.gain / problem.noise_density)
+    if seconds is None:
+        seconds = problem.link.seconds(*sent)
+    seconds = np.where(sends, seconds, 0.0)
+    loss, energy = problem.link.loss(*sent), power * seconds
+    latency = float(np.where(sends, problem.encode + seconds, 0).max())
+    late = (problem.encode + seconds > problem.deadline * (1 + 1e-9)) & sends
+    over = late.any() or (energy > problem.energy * (1 + 1e-9)).any()
+    tokens = problem.link.lengths[option].sum()
+    objective = np.inf if over else problem.objective(latency, tokens, loss, energy.sum())
+    return Allocation(option, bandwidth, power, seconds, latency, loss, energy, objective)
 
-    def rates(latency: float) -> np.ndarray:
-        return bits / (latency - problem.encode)
 
-    def over_bandwidth(latency: float) -> float:
-        return np.log(least_bandwidth(problem, rates(latency)).sum() / problem.bandwidth)
+@dataclass(frozen=True)
+class Table:
+    """What each user may choose for a T, (users, choices): options by steps of power, in a row."""
 
-    def over_power(latency: float) -> float:
-        r = rates(latency)
-        return np.log(needed_power(problem, r, cheapest(problem, r)[0]).sum() / problem.power)
+    cost: np.ndarray  # in the objective
+    hertz: np.ndarray  # infinite where it is no choice
+    watts: np.ndarray
 
-    # With endless bandwidth a user would end at the first T; below it no rate is high enough.
-    alone = (problem.encode + bits / peak_rate(problem)).max()
-    latency = smallest(over_bandwidth, alone * (1 + 1e-9))
-    shares, bandwidth_price = least_bandwidth(problem, rates(latency)), np.inf
-    if problem.user_power.sum() > problem.power:
-        latency = smallest(over_power, latency)
-        shares, bandwidth_price = cheapest(problem, rates(latency))
-    r = rates(latency)
-    power = needed_power(problem, r, shares)
-    return Allocation(
-        lengths=lengths,
-        bandwidth=shares,
-        power=power,
-        latency=latency,
-        objective=problem.objective(lengths, latency),
-        bandwidth_price=bandwidth_price,
+
+def table(problem: Problem, low: float, high: float) -> Table:
+    """What choices need and cost where T lies between `low` and `high`, at their best."""
+    link, steps, shape = problem.link, problem.steps, (problem.users, -1)
+    kind, option = problem.kind[:, None, None], np.arange(len(link.lengths))[None, :, None]
+    left = (np.minimum(high, problem.deadline) - problem.encode)[:, None, None]
+    soonest = np.maximum(low - problem.encode, 0)[:, None, None]
+    strength = (steps * (problem.gain / problem.noise_density)[:, None])[:, None, :]
+    watts = np.where(option > 0, steps[:, None, :], 0.0)
+    seconds = np.maximum(left, 1e-12)
+    hertz = link.hertz(kind, option, seconds, strength)
+    hertz = np.where(option > 0, hertz, 0.0)
+    loss = link.loss(kind, option, np.where(hertz > 0, hertz, 1.0), strength)
+    joules = watts * np.minimum(soonest, seconds)
+    importance = problem.importance[:, None, None]
+    cost = (1 - problem.weight) * importance * loss
+    if not problem.fair:
+        cost = cost + problem.weight * problem.foundation * link.lengths[:, None]
+        cost = cost + problem.energy_weight * joules
+    fits = (left > 0) & (hertz <= problem.user_bandwidth[:, None, None])
+    fits &= (joules <= problem.energy[:, None, None]) & problem.allowed[:, :, None]
+    hertz = np.where(fits | (option == 0), hertz, np.inf)
+    return Table(
+        *(np.reshape(np.broadcast_to(x, hertz.shape), shape) for x in (cost, hertz, watts))
     )
 
 
-def smallest(over: Callable[[float], float], low: float) -> float:
-    """The root of a falling function, from the side where it is not above 0; `low` if it is not
-    above 0 there."""
-    if over(low) <= 0:
-        return low
-    high = 2 * low
-    while over(high) > 0:
-        high = 2 * high
-    return brentq(over, low, high, xtol=1e-300, rtol=1e-13) * (1 + 1e-12)
+def relaxed(cost: np.ndarray, needs: list, budgets: list) -> tuple[float, list[np.ndarray]]:
+    """The least cost of mixtures of choices within the budgets, from below, and what users choose
+    at the prices just above and just below the best ones, (users,) each; the first fits.
 
-
-def peak_rate(problem: Problem) -> np.ndarray:
-    """bits/s of each user with all its power over endless bandwidth."""
-    return problem.user_power * problem.gain / problem.noise_density / LN2
-
-
-def least_bandwidth(problem: Problem, r: np.ndarray) -> np.ndarray:
-    """Hz with which P_m just gives r bits/s: u = ln 2 r / B solves (e^u - 1) / u = peak / r."""
-    wanted = np.log(np.maximum(peak_rate(problem) / r, 1 + 1e-12))
-    u = 2 * wanted  # log((e^u - 1) / u) is convex and at least u / 2: Newton comes from above
-    for _ in range(8):
-        u -= (np.log(np.expm1(u) / u) - wanted) / (-1 / np.expm1(-u) - 1 / u)
-    return LN2 * r / u
-
-
-def cheap_bandwidth(gain: np.ndarray, r: np.ndarray, price: float) -> np.ndarray:
-    """Hz at which power plus price of bandwidth is least, whatever the power; gains over N0."""
-    x = price * gain
-    u = 1 + lambertw((np.maximum(x, NEAR) - 1) / np.e).real
-    root = np.sqrt(2 * np.minimum(x, NEAR))
-    # W0 at its branch point, where 1 + W0 is lost to rounding: at SNRs far below 0 dB.
-    series = 1 - root / 3 + 11 / 72 * root**2 - 43 / 540 * root**3 + 769 / 17280 * root**4
-    return LN2 * r / np.where(x < NEAR, root * series, u)
-
-
-def cheapest(problem: Problem, r: np.ndarray) -> tuple[np.ndarray, float]:
-    """Hz, together B, that take least power for r bits/s; and the price of bandwidth, W/Hz."""
-    least, gain = least_bandwidth(problem, r), problem.gain / problem.noise_density
-
-    def wanted(log_price: float) -> np.ndarray:
-        return np.maximum(least, cheap_bandwidth(gain, r, np.exp(log_price)))
-
-    def over(log_price: float) -> float:
-        return np.log(wanted(log_price).sum() / problem.bandwidth)
-
-    low = high = -np.log(gain).mean()  # the price at which a usual user sends about 1 bit/s/Hz
-    while over(low) < 0:
-        low -= 4
-    while over(high) > 0 and (wanted(high) > least).any():
-        high += 4
-    price = brentq(over, low, high, xtol=1e-13, rtol=1e-13) if over(high) < 0 else high
-    shares = wanted(price)
-    free = shares > least  # they take what rounding left over
-    if free.any():
-        shares[free] *= 1 + (problem.bandwidth - shares.sum()) / shares[free].sum()
-    return shares, float(np.exp(price))
-
-
-def needed_power(problem: Problem, r: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """W for r bits/s over the given Hz."""
-    power = problem.noise_density / problem.gain * shares * np.expm1(LN2 * r / shares)
-    return np.minimum(power, problem.user_power)  # but for rounding it is
-
-
-def seconds_of_lengths(problem: Problem, at: Allocation) -> np.ndarray:
-    """By how much T would rise if one user alone took another length, at these prices.
-
-    s, (users, grid); 0 at the user's own length, infinite where its power is not enough.
+    Args:
+        cost, needs: (users, choices); choice 0 needs nothing.
+        budgets: of each of the needs.
     """
-    left = (at.latency - problem.encode)[:, None]  # s for the uplink, (users, 1)
-    sent = problem.lengths + problem.special[:, None]
-    gain = (problem.gain / problem.noise_density)[:, None]
-    price = at.bandwidth_price
+    *inner, need = needs
+    *rest, budget = budgets
+    everyone = np.arange(len(cost))
 
-    def cost(bits: np.ndarray) -> np.ndarray:
-        """Power plus price of bandwidth in W; bandwidth in Hz if power is not short. (users, n)"""
-        r = bits / left
-        with np.errstate(invalid="ignore", over="ignore"):
-            least = least_bandwidth(problem, r.T).T
-            if np.isinf(price):
-                found = least
-            else:
-                shares = np.maximum(least, cheap_bandwidth(gain, r, price))
-                found = shares / gain * np.expm1(LN2 * r / shares) + price * shares
-        return np.where(r < peak_rate(problem)[:, None], found, np.inf)
-
-    now = problem.bits(at.lengths)[:, None]
-    step = 1e-6 * now  # downwards, where no power ends
-    slope = (cost(now) - cost(now - step)) / step  # dc / dn = q / (T - e)
-    per_second = (slope * now / left).sum()
-    rise = (cost(problem.token_bits * sent) - cost(now)) / per_second
-    return np.where(problem.lengths == at.lengths[:, None], 0.0, rise)
-
-
-def allocate(
-    problem: Problem, start: np.ndarray | None = None, most: int = 100, tolerance: float = 1e-6
-) -> Allocation:
-    """The joint allocation, by alternating the two blocks from `start` (the fewest tokens) until
-    an iteration gains no more than `tolerance` of the objective, or `most` are done.
-
-    Raises:
-        AllocationError: if the deadline cannot be kept even so.
-    """
-    grid = problem.lengths
-    places = np.zeros(problem.users, int) if start is None else np.searchsorted(grid, start)
-    best = split(problem, grid[places])
-    if not np.isfinite(best.objective) and places.any():
-        places = np.zeros_like(places)
-        best = split(problem, grid[places])
-    if not np.isfinite(best.objective):
-        raise AllocationError(
-            f"deadline {problem.deadline:g} s: no allocation keeps it, the fewest tokens take "
-            f"{best.latency:.3g} s; give more bandwidth, power or time"
-        )
-    history = [best.objective]
-    for _ in range(most):
-        for trial in steps(problem, places, best):
-            found = split(problem, grid[trial])
-            if found.objective < best.objective - tolerance * abs(best.objective):
-                places, best = trial, found
-                break
+    def at(price: float) -> tuple[float, list[np.ndarray], float]:
+        with np.errstate(invalid="ignore"):
+            total = np.where(np.isinf(need), np.inf, cost + price * need)
+        if inner:
+            bound, picks = relaxed(total, inner, rest)
         else:
+            picks = [total.argmin(axis=1)]
+            bound = total[everyone, picks[0]].sum()
+        return bound - price * budget, picks, need[everyone, picks[0]].sum()
+
+    bound, picks, used = at(0.0)
+    if used <= budget:
+        return bound, picks
+    # At this price all of the budget would cost more than silence loses.
+    highest = (cost[:, 0].sum() - cost.min(axis=1).sum()) / budget * (1 + 1e-9) + 1e-300
+    low, high = (0.0, bound, picks, used), (highest, *at(highest))
+    for turn in range(ROUNDS):
+        # The bound is concave in the price: both ends' tangents lie above it, and meet at its top
+        # once no choice changes between them (Kelley, J. SIAM 8, 1960, in one dimension).
+        rise, fall = low[3] - budget, budget - high[3]
+        price = (high[1] - low[1] + fall * high[0] + rise * low[0]) / (rise + fall)
+        best = max(low[1], high[1])
+        if low[1] + rise * (price - low[0]) <= best + 1e-9 * (abs(best) + 1e-12):
             break
-        history.append(best.objective)
-    return replace(best, history=tuple(history))
+        if turn % 4 == 3:  # and where they are far apart a middle comes sooner
+            price = np.sqrt(low[0] * high[0]) if low[0] else high[0] / 100
+        tried = (price, *at(price))
+        low, high = (low, tried) if tried[3] <= budget else (tried, high)
+    return max(low[1], high[1]), [high[2][0], low[2][0]]
 
 
-def steps(problem: Problem, places: np.ndarray, at: Allocation) -> Iterator[np.ndarray]:
-    """Places on the grid to try next, the boldest first: towards the best lengths at these prices,
-    then single steps of ever fewer users, those first who should gain most."""
-    grid, w, everyone = problem.lengths, problem.weight, np.arange(problem.users)
-    loss = problem.fall[:, None] * grid ** -problem.exponent[:, None]
-    seconds = np.minimum(seconds_of_lengths(problem, at), 1e300) + problem.foundation * grid
-    total = w * seconds + (1 - w) * loss  # (users, grid), each user by itself
-    for share in (1, 0.5, 0.25):
-        trial = np.rint(places + share * (total.argmin(axis=1) - places)).astype(int)
-        if (trial != places).any():
-            yield trial
-    rise, user, to = [], [], []
-    for step in (-1, 1):
-        moved = np.clip(places + step, 0, len(grid) - 1)
-        rise.append((total[everyone, moved] - total[everyone, places])[moved != places])
-        user.append(everyone[moved != places])
-        to.append(moved[moved != places])
-    rise, user, to = (np.concatenate(parts) for parts in (rise, user, to))
-    order = rise.argsort(kind="stable")
-    sizes = [(rise < 0).sum()]
-    while sizes[-1] > 1:
-        sizes.append(sizes[-1] // 2)
-    # A grid's steps are not small, so a step may gain though prices say it does not.
-    for some in [order[:n] for n in sizes if n > 1] + [order[i : i + 1] for i in range(16)]:
-        if some.size:
-            trial = places.copy()
-            trial[user[some]] = to[some]
-            yield trial
+def fairest(cost: np.ndarray, hertz: np.ndarray, budget: float) -> tuple[float, np.ndarray]:
+    """The least possible largest cost of a user, and choices that reach it, (users,)."""
+    levels = np.unique(cost[np.isfinite(hertz)])
+    levels = levels[levels >= np.where(np.isfinite(hertz), cost, np.inf).min(axis=1).max()]
+    low, high = 0, len(levels) - 1
+    while low < high:
+        middle = (low + high) // 2
+        need = np.where(cost <= levels[middle], hertz, np.inf).min(axis=1).sum()
+        low, high = (low, middle) if need <= budget else (middle + 1, high)
+    return levels[low], np.where(cost <= levels[low], hertz, np.inf).argmin(axis=1)
+
+
+def filled(of: Table, pick: np.ndarray, bandwidth: float, power: float) -> np.ndarray:
+    """The choices with what is left of the budgets spent on the steps that gain most a Hz."""
+    pick, everyone = pick.copy(), np.arange(len(pick))[:, None]
+    for _ in range(10 * len(pick)):
+        now = pick[:, None]
+        more, watts = (x - x[everyone, now] for x in (of.hertz, of.watts))
+        gain = of.cost[everyone, now] - of.cost
+        fits = more <= bandwidth - of.hertz[everyone, now].sum()
+        fits &= (watts <= power - of.watts[everyone, now].sum()) & (gain > 1e-15)
+        if not fits.any():
+            break
+        rate = np.where(fits, gain / np.maximum(more, 1e-9 * bandwidth), -1)
+        user, choice = np.unravel_index(rate.argmax(), rate.shape)
+        pick[user] = choice
+    return pick
+
+
+def bandwidths(problem: Problem, option: np.ndarray, power: np.ndarray, latency: float):
+    """Hz with which these options (users,) all end at a time, 0 for silence; infinite where they
+    cannot."""
+    sends, left = option > 0, np.minimum(latency, problem.deadline) - problem.encode
+    strength = power * problem.gain / problem.noise_density
+    hertz = problem.link.hertz(problem.kind, option, np.maximum(left, 1e-12), strength)
+    hertz = np.where((left > 0) & (hertz <= problem.user_bandwidth), hertz, np.inf)
+    return np.where(sends, hertz, 0.0)
+
+
+def ended(problem: Problem, pick: np.ndarray, latency: float) -> Allocation | None:
+    """The allocation in which users make these choices of the table and all end at a time; None
+    where they cannot."""
+    option, step = np.divmod(pick, problem.steps.shape[1])
+    power = problem.steps[np.arange(problem.users), step]
+    hertz = bandwidths(problem, option, power, latency)
+    if hertz.sum() > problem.bandwidth * (1 + 1e-9):
+        return None
+    if np.where(option > 0, power, 0).sum() > problem.power * (1 + 1e-9):
+        return None
+    seconds = np.minimum(latency, problem.deadline) - problem.encode
+    return given(problem, option, hertz, power, seconds)
+
+
+def settled(problem: Problem, pick: np.ndarray, low: float, high: float) -> list[Allocation]:
+    """What these choices give if they end as early as bandwidth allows, but not before `low`; on
+    the analog link also a little later, when the SNR is higher. None if they cannot by `high`."""
+    option, step = np.divmod(pick, problem.steps.shape[1])
+    power = problem.steps[np.arange(problem.users), step]
+
+    def over(seconds: float) -> float:
+        used = bandwidths(problem, option, power, seconds).sum() / problem.bandwidth
+        return np.log(np.clip(used, 1e-9, 1e9))
+
+    high *= 1.05
+    if over(high) > 0:
+        return []
+    least = low
+    if over(low) > 0:
+        least = brentq(over, low, high, xtol=1e-4 * high) + 1e-4 * high
+    later = (1, 1.01, 1.03, 1.1) if isinstance(problem.link, Analog) else (1,)
+    tried = (ended(problem, pick, least * more) for more in later)
+    return [each for each in tried if each]
+
+
+def span(problem: Problem, silent: float) -> tuple[float, float]:
+    """Within which T the best allocation lies, or it is silence, whose objective this is."""
+    alone, low = replace(problem, encode=0.0, deadline=np.inf), 1e-8
+    # The first T at which somebody could be heard with all of the bandwidth, from below.
+    while not (table(alone, low, low).hertz[:, 1:].min() <= problem.bandwidth):
+        low *= 8
+        if low > 1e9:
+            return 0.0, 0.0
+    low = low / 8 + problem.encode.min()
+    high = 1e9
+    if problem.weight:
+        high = (silent - problem.fixed) / problem.weight + problem.encode.min()
+    return low, min(high, problem.deadline.max())
+
+
+def allocate(problem: Problem, gap: float | None = None, most: int = 120) -> Allocation:
+    """The joint allocation with its bound: the search of the module's docstring, until they are
+    within `gap` of the part that can be changed (without one 0.5 %, or 2 % where power is shared),
+    or `most` stretches of T were halved."""
+    gap = gap or (0.02 if problem.shares_power else 0.005)
+    nobody = np.zeros(problem.users, int)
+    best = given(problem, nobody, nobody * 1.0, nobody * 1.0)
+    low, high = span(problem, best.objective)
+    if low >= high:
+        return replace(best, bound=best.objective)
+    budgets = [problem.bandwidth, problem.power] if problem.shares_power else [problem.bandwidth]
+    constant = problem.weight * problem.foundation_fixed + (1 - problem.weight) * problem.floor
+
+    def look(a: float, b: float, closely: bool = True) -> float:
+        """The bound between two T; a better allocation there becomes the best."""
+        nonlocal best
+        of = table(problem, a, b)
+        if problem.fair:
+            least, pick = fairest(of.cost, of.hertz, problem.bandwidth)
+            picks = [pick]
+        else:
+            needs = [of.hertz, of.watts][: len(budgets)]
+            least, picks = relaxed(of.cost, needs, budgets)
+            picks[0] = filled(of, picks[0], problem.bandwidth, problem.power)
+        for pick in picks:
+            found = [ended(problem, pick, b)]
+            cost = least if problem.fair else of.cost[np.arange(problem.users), pick].sum()
+            most_won = best.objective - (constant + problem.weight * a + cost)
+            if closely and most_won > gap / 4 * (best.objective - problem.fixed):
+                found += settled(problem, pick, a, b)
+            best = min([best, *filter(None, found)], key=lambda each: each.objective)
+        return constant + problem.weight * a + least
+
+    if problem.weight == 0:  # time costs nothing: the last moment is the best
+        bound = look(high, high, closely=False)
+        return replace(best, bound=min(bound, best.objective))
+    edges = np.geomspace(low, high, 17)
+    stretches = [(look(a, b, closely=False), a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    heapq.heapify(stretches)
+    for _ in range(most):
+        bound, a, b = stretches[0]
+        if bound >= best.objective - gap * (best.objective - problem.fixed):
+            break
+        middle = np.sqrt(a * b)
+        heapq.heapreplace(stretches, (look(a, middle), a, middle))
+        heapq.heappush(stretches, (look(middle, b), middle, b))
+    return replace(best, bound=min(stretches[0][0], best.objective))

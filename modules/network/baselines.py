@@ -1,93 +1,147 @@
-"""What the joint allocation is compared with: simple splits, and the search over all lengths."""
+"""What the joint allocation is compared with. Most are the same search with its hands tied: with
+each user's bandwidth capped, its power set, or its options few. So a difference is what the freedom
+brings, and not another solver. In each a user may be silent, which no method is denied."""
 
-from itertools import product
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from modules.network.allocation import Allocation, AllocationError, Problem, split
-from modules.network.cell import rate
+from modules.network.allocation import (
+    Allocation,
+    Problem,
+    allocate,
+    ended,
+    filled,
+    given,
+    table,
+)
+
+VARIABLES = ("bandwidth", "power", "length")
 
 
-def of_shares(problem: Problem, bandwidth: np.ndarray, power: np.ndarray) -> Allocation:
-    """The best token lengths for a given split, exactly.
-
-    Args:
-        bandwidth, power: Hz and W of each user (users,).
-
-    For a latency T each user may take any length that it can send by then, and takes the cheapest;
-    the objective only changes at the T at which some user can send one more length.
-    """
-    rates = rate(bandwidth, power, problem.gain, problem.noise_density)
-    w, grid = problem.weight, problem.lengths
-    loss = problem.fall[:, None] * grid ** -problem.exponent[:, None]  # (users, grid)
-    cost = w * problem.foundation * grid + (1 - w) * loss
-    least = np.minimum.accumulate(cost, axis=1)
-    bits = problem.token_bits * (grid + problem.special[:, None])
-    done = problem.encode[:, None] + bits / rates[:, None]  # s at which a length has arrived
-    order = done[:, 1:].argsort(axis=None)
-    latency = np.r_[0, np.sort(done[:, 1:], axis=None)]
-    latency = np.maximum(latency, done[:, 0].max())  # the shortest must arrive in any case
-    gained = np.r_[0, -np.diff(least, axis=1).ravel()[order].cumsum()]
-    total = np.where(latency <= problem.deadline, w * latency - gained, np.inf)
-    latest = latency[total.argmin()]
-    allowed = np.where(done <= latest, cost, np.inf)
-    return given(problem, grid[allowed.argmin(axis=1)], bandwidth, power)
-
-
-def given(
-    problem: Problem, lengths: np.ndarray, bandwidth: np.ndarray, power: np.ndarray
-) -> Allocation:
-    """What comes of an allocation made elsewhere, (users,) each: tokens, Hz, W.
-
-    Raises:
-        AllocationError: if it takes more than there is.
-    """
-    for name, used, most in (
-        ("bandwidth", bandwidth.sum(), problem.bandwidth),
-        ("power", power.sum(), problem.power),
-        ("user_power", (power / problem.user_power).max(), 1.0),
-    ):
-        if used > most * (1 + 1e-6):
-            raise AllocationError(f"{name}: {used:g} is given out, there is {most:g}")
-    if not np.isin(lengths, problem.lengths).all():
-        raise AllocationError("lengths: some are not among those allowed")
-    rates = rate(bandwidth, power, problem.gain, problem.noise_density)
-    latency = float((problem.encode + problem.bits(lengths) / rates).max())
-    return Allocation(lengths, bandwidth, power, latency, problem.objective(lengths, latency))
+def held(problem: Problem, free: tuple[str, ...], option: int) -> Problem:
+    """The problem in which only the `free` ones of VARIABLES are chosen: bandwidth is else split
+    equally, power is else all that is a user's own (its part, where it is shared), and the message
+    is else `option` of the link."""
+    changes = {}
+    if "bandwidth" not in free:
+        equal = problem.bandwidth / problem.users
+        changes["user_bandwidth"] = np.minimum(problem.user_bandwidth, equal)
+    if "power" not in free:
+        own = np.minimum(problem.user_power, problem.power / problem.users)
+        changes |= {"user_power": own, "power": np.inf, "power_steps_db": (0.0,)}
+    if "length" not in free:
+        allowed = problem.allowed & (np.arange(len(problem.link.lengths)) == option)
+        changes["allowed"] = allowed
+    return replace(problem, **changes)
 
 
 def equal_split(problem: Problem) -> Allocation:
     """The same bandwidth and power for everyone, and the best lengths for that."""
-    share = np.full(problem.users, 1 / problem.users)
-    return of_shares(problem, share * problem.bandwidth, shared_power(problem, share))
+    return allocate(held(problem, ("length",), 0))
 
 
 def proportional(problem: Problem) -> Allocation:
-    """Bandwidth and power in proportion to the payloads, of the lengths for an equal split."""
-    lengths = equal_split(problem).lengths
-    share = problem.bits(lengths) / problem.bits(lengths).sum()
-    return given(problem, lengths, share * problem.bandwidth, shared_power(problem, share))
+    """Bandwidth in proportion to the payloads of an equal split, and the best lengths for that."""
+    tied = held(problem, ("length",), 0)
+    sent = problem.link.sent[problem.kind, allocate(tied).option] + 1e-9
+    return allocate(replace(tied, user_bandwidth=problem.bandwidth * sent / sent.sum()))
 
 
-def fixed_length(problem: Problem, length: float) -> Allocation:
-    """One length for everyone, and the best split for that."""
-    return split(problem, np.full(problem.users, float(length)))
+def fixed_length(problem: Problem, option: int) -> Allocation:
+    """One message for everyone, and the best split for that."""
+    return allocate(held(problem, ("bandwidth", "power"), option))
+
+
+def greedy(problem: Problem) -> Allocation:
+    """At the equal split's latency, bandwidth goes step by step to whoever gains most a Hz."""
+    start = equal_split(problem)
+    if not start.latency:
+        return start
+    of = table(problem, start.latency, start.latency)
+    pick = filled(of, np.zeros(problem.users, int), problem.bandwidth, problem.power)
+    return ended(problem, pick, start.latency) or start
 
 
 def random_split(problem: Problem, source: np.random.Generator) -> Allocation:
-    """Random lengths and shares."""
-    shares = source.dirichlet(np.ones(problem.users), 2)
-    lengths = source.choice(problem.lengths, problem.users)
-    power = shared_power(problem, shares[1])
-    return given(problem, lengths, shares[0] * problem.bandwidth, power)
+    """Random shares, and a random message among those that these carry within the deadline; without
+    a deadline within ten times the equal split's latency, as there may be no end to it."""
+    share = source.dirichlet(np.ones(problem.users))
+    power = np.minimum(problem.user_power, problem.power / problem.users)
+    last = problem.deadline.max()
+    if np.isinf(last):
+        last = 10 * equal_split(problem).latency
+    hertz = np.minimum(share * problem.bandwidth, problem.user_bandwidth)
+    tied = replace(
+        problem, user_bandwidth=hertz, user_power=power, power=np.inf, power_steps_db=(0.0,)
+    )
+    fits = np.isfinite(table(tied, last, last).hertz) if last else problem.allowed & False
+    fits[:, 0] = ~fits[:, 1:].any(axis=1)  # silence where nothing else fits
+    option = np.where(fits, source.random(fits.shape), -1).argmax(axis=1)
+    strength = power * problem.gain / problem.noise_density
+    seconds = problem.link.seconds(problem.kind, option, hertz, strength)
+    # With all its band a user may be heard too badly for any code: it then takes less of it.
+    narrow = (option > 0) & ~(seconds <= np.minimum(last, problem.deadline) - problem.encode)
+    left = np.where(narrow, np.minimum(last, problem.deadline) - problem.encode, 1.0)
+    less = problem.link.hertz(problem.kind, option, np.maximum(left, 1e-12), strength)
+    hertz, seconds = np.where(narrow, less, hertz), np.where(narrow, left, seconds)
+    return given(problem, option, hertz, power, np.where(option > 0, seconds, 0.0))
 
 
-def exhaustive(problem: Problem) -> Allocation:
-    """The optimum: the best split for each choice of lengths. For few users and short grids."""
-    choices = product(problem.lengths, repeat=problem.users)
-    return min((split(problem, np.array(c)) for c in choices), key=lambda found: found.objective)
+def water_filling(problem: Problem) -> Allocation:
+    """Shared power poured over equal bands so that their sum rate is largest (Cover and Thomas,
+    Elements of Information Theory, 9.4), and the best lengths for that. Where power is each
+    handset's own there is none to pour, and this is the equal split."""
+    if not problem.shares_power:
+        return equal_split(problem)
+    floor = problem.noise_density * problem.bandwidth / problem.users / problem.gain  # W
+    low, high = 0.0, floor.max() + problem.power
+    for _ in range(100):
+        level = (low + high) / 2
+        power = np.clip(level - floor, 0, problem.user_power)
+        low, high = (low, level) if power.sum() > problem.power else (level, high)
+    power = np.clip(low - floor, 1e-12, problem.user_power)
+    tied = held(problem, ("length",), 0)
+    return allocate(replace(tied, user_power=power))
 
 
-def shared_power(problem: Problem, share: np.ndarray) -> np.ndarray:
-    """W of each user (users,): its share of all, and no more than it can send."""
-    return np.minimum(share * problem.power, problem.user_power)
+def alternating(problem: Problem, rounds: int = 20) -> Allocation:
+    """Bandwidth and power for given lengths, then lengths for given bandwidth and power, from the
+    equal split on until neither helps: what the abstract of arXiv 2505.07841 (v2, v3) says of its
+    scheme. What bandwidth is left after the first half is shared in proportion."""
+    best = equal_split(problem)
+    for _ in range(rounds):
+        own = np.arange(len(problem.link.lengths)) == best.option[:, None]
+        found = allocate(replace(problem, allowed=problem.allowed & own))
+        sends = found.option > 0
+        if not sends.any():
+            break
+        tied = replace(
+            problem,
+            user_bandwidth=np.maximum(
+                found.bandwidth * problem.bandwidth / found.bandwidth.sum(), 1e-9
+            ),
+            user_power=np.where(sends, found.power, problem.user_power),
+            power=np.inf,
+            power_steps_db=(0.0,),
+        )
+        found = min(found, allocate(tied), key=lambda each: each.objective)
+        if not found.objective < best.objective - 1e-6 * abs(best.objective):
+            break
+        best = found
+    return best
+
+
+def ablations(option: int) -> dict[str, Callable[[Problem], Allocation]]:
+    """What each variable brings, alone, in pairs and together; `option` is the message of those
+    that do not choose it."""
+    kept = [("bandwidth",), ("power",), ("length",)]
+    kept += [("bandwidth", "power"), ("bandwidth", "length"), ("power", "length"), VARIABLES]
+    return {" and ".join(free): partial(tied, free=free, option=option) for free in [(), *kept]}
+
+
+def tied(problem: Problem, free: tuple[str, ...], option: int) -> Allocation:
+    """The best allocation in which only the `free` ones of VARIABLES are chosen."""
+    return allocate(held(problem, free, option))

@@ -1,16 +1,13 @@
-"""A cell of users who send tokens to one base station: gains, rates, payloads, latency, energy.
+"""A cell of users who send tokens to one base station: where they stand and how they are heard.
 
 SI units throughout (m, Hz, W, s, J, bits); decibels only where a name ends in `_db` or `_dbm`.
 A user at distance d from the base station is heard with the power gain
 
-    g = 10^(-PL(d) / 10) X |h|^2,   PL(d) = a + 10 n log10(d / 1 km) dB,
+    g = 10^(-(PL(d) + W) / 10) X |h|^2
 
-X being log-normal shadowing and h small-scale fading with E|h|^2 = 1, and sends over its own
-bandwidth B with power p at Shannon's rate
-
-    R = B log2(1 + p g / (N0 B)).
-
-Every function takes arrays with an entry a user, (users,), or numbers.
+with path loss PL and log-normal shadowing X outdoors, the loss W through a wall and a room for
+those indoors, and small-scale fading h with E|h|^2 = 1. All but the fading are those of 3GPP
+TR 38.901 (version 16.1.0), by the tables that are named below.
 """
 
 from dataclasses import dataclass
@@ -18,6 +15,27 @@ from dataclasses import dataclass
 import numpy as np
 
 FADING = ("none", "rayleigh", "rician")
+LIGHT = 3e8  # m/s, as TR 38.901 has it
+USER_HEIGHT = 1.5  # m, at which TR 38.901's terms of the user's height vanish
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One of TR 38.901's, by its numbers; losses in dB with d in m and the carrier in GHz."""
+
+    height: float  # m, of the base station (Table 7.2-1)
+    nearest: float  # m, no user is closer (Table 7.2-1)
+    sight: float  # m: LOS probability 18/d + exp(-d / sight)(1 - 18/d) (Table 7.4.2-1)
+    los: tuple[float, float]  # at 1 m, and per decade up to the breakpoint (Table 7.4.1-1)
+    beyond: float  # per decade of the breakpoint's term
+    nlos: tuple[float, float, float]  # at 1 m, per decade of d, per decade of the carrier
+    shadowing_db: tuple[float, float]  # standard deviation with and without line of sight
+
+
+SCENARIOS = {
+    "uma": Scenario(25.0, 35.0, 63.0, (28.0, 22.0), 9.0, (13.54, 39.08, 20.0), (4.0, 6.0)),
+    "umi": Scenario(10.0, 10.0, 36.0, (32.4, 21.0), 9.5, (22.4, 35.3, 21.3), (4.0, 7.82)),
+}
 
 
 def from_db(value: float | np.ndarray) -> float | np.ndarray:
@@ -37,32 +55,32 @@ def to_db(ratio: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Cell:
-    """Where users stand and how they are heard.
+    """Where users stand and how they are heard."""
 
-    The path loss is that of a macro cell at 2 GHz with indoor users (3GPP TR 36.814, case 1); they
-    are this project's choice, not the paper's.
-    """
-
-    radius: float = 500.0  # m
-    nearest: float = 35.0  # m, no user is closer to the base station
-    loss_at_1km_db: float = 128.1
-    exponent: float = 3.76  # n of the path loss
-    penetration_db: float = 20.0  # through the walls of a house
-    shadowing_db: float = 8.0  # standard deviation
+    scenario: str = "uma"  # a name in SCENARIOS
+    radius: float = 250.0  # m, half of UMa's distance between sites (TR 38.901, Table 7.2-1)
+    carrier_ghz: float = 3.5  # GHz
+    indoors: float = 0.8  # share of users (TR 38.901, Table 7.2-1)
     fading: str = "rayleigh"  # rayleigh, rician or none
     rician_k: float = 4.0  # power of the line of sight over the scattered paths
     noise_dbm_per_hz: float = -174.0  # N0, thermal noise at 290 K
-    noise_figure_db: float = 5.0  # of the base station's receiver
+    noise_figure_db: float = 5.0  # of the base station's receiver (ITU-R M.2412)
 
     def __post_init__(self):
-        if not 0 < self.nearest < self.radius:
-            raise ValueError(f"radius {self.radius}: must be above the nearest user's distance "
-                             f"({self.nearest} m), which must be above 0")  # fmt: skip
-        for name in ("exponent", "shadowing_db", "rician_k"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} {getattr(self, name)}: must be 0 or more")
+        if self.scenario not in SCENARIOS:
+            raise ValueError(f"scenario {self.scenario!r}: choose from {', '.join(SCENARIOS)}")
         if self.fading not in FADING:
             raise ValueError(f"fading {self.fading!r}: choose from {', '.join(FADING)}")
+        nearest = SCENARIOS[self.scenario].nearest
+        if not self.radius > nearest:
+            raise ValueError(f"radius {self.radius}: must be above the nearest user's distance "
+                             f"({nearest} m)")  # fmt: skip
+        if not 0.5 <= self.carrier_ghz <= 100:
+            raise ValueError(f"carrier_ghz {self.carrier_ghz}: must lie within 0.5 and 100 GHz")
+        if not 0 <= self.indoors <= 1:
+            raise ValueError(f"indoors {self.indoors}: must be a share, 0 to 1")
+        if not self.rician_k >= 0:
+            raise ValueError(f"rician_k {self.rician_k}: must be 0 or more")
 
     @property
     def noise_density(self) -> float:
@@ -73,52 +91,48 @@ class Cell:
         """m, (users,): uniform over the ring between the nearest distance and the radius."""
         if users < 1:
             raise ValueError(f"users {users}: a cell needs one at least")
-        return np.sqrt(source.uniform(self.nearest**2, self.radius**2, users))
+        nearest = SCENARIOS[self.scenario].nearest
+        return np.sqrt(source.uniform(nearest**2, self.radius**2, users))
 
-    def gains(self, distances: np.ndarray, source: np.random.Generator) -> np.ndarray:
-        """Power gains (users,) at distances in m: path loss, shadowing and block fading."""
-        loss_db = self.loss_at_1km_db + 10 * self.exponent * np.log10(distances / 1000)
-        shadow_db = source.normal(0, self.shadowing_db, len(distances))
-        fading = self.fading_power(len(distances), source)
-        return from_db(shadow_db - loss_db - self.penetration_db) * fading
+    def path_loss_db(self, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """dB at distances in m, with and without line of sight (TR 38.901, Table 7.4.1-1)."""
+        of, ghz = SCENARIOS[self.scenario], self.carrier_ghz
+        down = of.height - USER_HEIGHT
+        far = np.log10(np.hypot(distances, down))
+        # Both antennas are taken as 1 m lower than they are (note 1 of the table).
+        breakpoint = 4 * (of.height - 1) * (USER_HEIGHT - 1) * ghz * 1e9 / LIGHT
+        near = of.los[0] + of.los[1] * far
+        beyond = of.los[0] + 40 * far - of.beyond * np.log10(breakpoint**2 + down**2)
+        los = np.where(distances <= breakpoint, near, beyond) + 20 * np.log10(ghz)
+        nlos = of.nlos[0] + of.nlos[1] * far + of.nlos[2] * np.log10(ghz)
+        return los, np.maximum(los, nlos)
 
-    def fading_power(self, users: int, source: np.random.Generator) -> np.ndarray:
-        """|h|^2 of each user, (users,), of mean 1."""
+    def sight_probability(self, distances: np.ndarray) -> np.ndarray:
+        """Of a line of sight at distances in m (TR 38.901, Table 7.4.2-1, users below 13 m)."""
+        close = np.minimum(18 / distances, 1)
+        return close + np.exp(-distances / SCENARIOS[self.scenario].sight) * (1 - close)
+
+    def mean_gains(self, distances: np.ndarray, source: np.random.Generator) -> np.ndarray:
+        """Power gains (users,) at distances in m, averaged over the fading: path loss, shadowing
+        and, of those indoors, one wall of low loss and the room behind it (TR 38.901, 7.4.3.1)."""
+        users = len(distances)
+        sees = source.random(users) < self.sight_probability(distances)
+        loss = np.where(sees, *self.path_loss_db(distances))
+        deviation = np.where(sees, *SCENARIOS[self.scenario].shadowing_db)
+        glass, concrete = 2 + 0.2 * self.carrier_ghz, 5 + 4 * self.carrier_ghz  # Table 7.4.3-1
+        wall = 5 - to_db(0.3 * from_db(-glass) + 0.7 * from_db(-concrete))  # Table 7.4.3-2
+        room = 0.5 * source.uniform(0, 25, (2, users)).min(axis=0)
+        inside = wall + room + source.normal(0, 4.4, users)
+        loss = loss + np.where(source.random(users) < self.indoors, inside, 0)
+        return from_db(source.normal(0, deviation) - loss)
+
+    def fading_power(self, shape: int | tuple, source: np.random.Generator) -> np.ndarray:
+        """|h|^2 of each user or fade, of mean 1."""
         if self.fading == "none":
-            return np.ones(users)
-        scattered = source.normal(size=(users, 2)) @ [1, 1j] / np.sqrt(2)
+            return np.ones(shape)
+        scattered = np.sqrt(0.5) * (source.normal(size=shape) + 1j * source.normal(size=shape))
         k = self.rician_k if self.fading == "rician" else 0.0
         return np.abs(np.sqrt(k / (k + 1)) + np.sqrt(1 / (k + 1)) * scattered) ** 2
-
-
-def snr(bandwidth, power, gain, noise_density) -> np.ndarray:
-    """Received signal power over noise power, linear; Hz, W, power gain, W/Hz."""
-    return power * gain / (noise_density * bandwidth)
-
-
-def rate(bandwidth, power, gain, noise_density) -> np.ndarray:
-    """bits/s by Shannon's formula; Hz, W, power gain, W/Hz."""
-    return bandwidth * np.log1p(snr(bandwidth, power, gain, noise_density)) / np.log(2)
-
-
-def payload_bits(tokens, hidden: int, bits: int) -> np.ndarray:
-    """bits of tokens whose entries are sent with `bits` bits each (digital)."""
-    return np.asarray(tokens) * float(hidden * bits)
-
-
-def channel_uses(tokens, hidden: int) -> np.ndarray:
-    """Complex symbols of tokens whose entries are sent in pairs (analog)."""
-    return np.asarray(tokens) * (hidden / 2)
-
-
-def digital_seconds(bits, bandwidth, power, gain, noise_density) -> np.ndarray:
-    """s that a digital uplink takes at Shannon's rate."""
-    return bits / rate(bandwidth, power, gain, noise_density)
-
-
-def analog_seconds(uses, bandwidth) -> np.ndarray:
-    """s that an analog uplink takes: a bandwidth of B Hz carries B complex symbols a second."""
-    return uses / bandwidth
 
 
 def compute_seconds(flops, speed: float) -> np.ndarray:
@@ -126,6 +140,8 @@ def compute_seconds(flops, speed: float) -> np.ndarray:
     return flops / speed
 
 
-def energy(seconds, power, flops=0.0, joules_per_flop: float = 0.0) -> np.ndarray:
-    """J of a user's device: sending with `power` W for `seconds` s, and computing."""
-    return seconds * power + flops * joules_per_flop
+def coherence_time(speed_kmh: float, carrier_ghz: float) -> float:
+    """s over which a fade stays about the same: 0.423 over the largest Doppler shift (Rappaport,
+    Wireless Communications, 2nd ed., eq. 5.40.c)."""
+    doppler = speed_kmh / 3.6 * carrier_ghz * 1e9 / LIGHT
+    return 0.423 / doppler

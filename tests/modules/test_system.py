@@ -14,6 +14,7 @@ from torch import nn
 import task_align
 from benchmarks.measure import loss_of
 from modules.channel import CHANNELS, Channel, unit_power
+from modules.digital.quantised import QUANTISED
 from modules.losses import info_nce
 from modules.system import CONTRASTS, MEDIA
 from modules.token_compression import COMPRESSIONS, compress
@@ -181,6 +182,31 @@ def test_training_draws_its_snr_evaluation_does_not(make):
     assert channel.at[3:] == [7.0] * 3 == [model.system.snr_db(2000, seeded())] * 3
 
 
+def test_over_token_lengths_each_user_has_its_own_snr():
+    """A camera may be heard well while the microphone is not; the question is at the base station.
+    In evaluation all have the one SNR."""
+    change = dict(token_lengths=[1, 2], snr_range=[-3.0, 5.0], question_snr_db=math.inf)
+    model, batch = stage(answering, **change)
+    model.system.channel = channel = Told()
+    model(batch, seeded())
+    visual, audio = channel.at
+    assert visual.shape == audio.shape and (visual != audio).all()
+    model.eval()(batch, seeded())
+    assert channel.at[2:] == [model.system.training_snr.snr_db] * 2
+
+
+def test_a_quantised_channel_is_one_more_channel():
+    """Its SNRs are bits: below one nothing arrives, at 8 nearly all; gradients pass it."""
+    model, batch = stage(answering, channel="quantised", question_snr_db=math.inf, snr_db=8.0)
+    model(batch, seeded()).backward()
+    assert model.system.img_tx.projection.weight.grad.abs().max() > 0
+    for kind in MEDIA:
+        tokens = model.system.transmitters[kind](getattr(batch, kind))
+        lost, arrived = (model.system.channel(tokens, at) for at in (0.5, 8.0))
+        assert lost.eq(0).all()
+        assert (arrived - unit_power(tokens)).square().mean() < 1e-3
+
+
 @pytest.mark.parametrize("contrast", ["special", "all"])
 def test_the_loss_of_alignment_is_the_weighted_sum_of_its_parts(contrast):
     """InfoNCE of picture and sound against captions, equal ones apart, the reconstruction and the
@@ -239,7 +265,7 @@ def test_a_range_is_two_numbers_in_order(snr_range):
 @pytest.mark.parametrize(
     "flag, names",
     [
-        *(("channel", CHANNELS), ("compression", COMPRESSIONS)),
+        *(("channel", (*CHANNELS, QUANTISED)), ("compression", COMPRESSIONS)),
         *(("receiver", RECEIVERS), ("text_receiver", TEXT_RECEIVERS)),
     ],
 )

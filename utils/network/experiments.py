@@ -1,203 +1,246 @@
-"""The comparisons of task_network.py: allocation methods, budgets, users, analog and digital."""
+"""What task_network.py computes without a model: bounds, methods, variables, budgets, fades.
+
+Latencies have no mean under Rayleigh fading, so that everything over drops is told by quantiles,
+and differences by ratios of the same drops. Ratios are of the part of the objective that an
+allocation can change.
+"""
 
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
-from typing import Any
+from functools import partial
 
 import numpy as np
 
-from modules.digital.link import DigitalLink
-from modules.network.allocation import allocate
-from modules.network.baselines import exhaustive
-from modules.network.cell import channel_uses, from_dbm
-from utils.network.study import KINDS, Study, snr_db, spent
-from utils.report.statistics import curve as with_interval
-from utils.report.statistics import interval
+from modules.network.allocation import Allocation, Problem, allocate
+from modules.network.baselines import ablations, water_filling
+from modules.network.cell import from_dbm
+from utils.network.study import LINKS, Study, judged, spent
+from utils.report.statistics import paired_ratio, quantiles
 
-COMPARED = ("joint", "equal split")  # methods whose allocations are answered with
-LINKS = {  # bits of an entry, bits of a symbol, code rate
-    "digital: 4 bits, 16-QAM, rate 1/2": (4, 4, 1 / 2),
-    "digital: 6 bits, 16-QAM, rate 3/4": (6, 4, 3 / 4),
-    "digital: 8 bits, 64-QAM, rate 3/4": (8, 6, 3 / 4),
-}
+COHERENCES = (float("inf"), 0.1, 0.03, 0.01, 0.003)  # s that a fade stays
+ERRORS_DB = (0.0, 1.0, 2.0, 4.0)  # of gains that are not known exactly
+SPENT = (
+    *("latency_s", "loss", "worst_loss", "tokens_per_user", "outage"),
+    *("energy_j_per_user", "sending_j_per_user", "most_sending_j"),
+    *("encode_s", "uplink_s", "foundation_s"),
+)
 
 
-def against_baselines(study: Study, drops: int) -> dict:
-    """By how much of its objective each baseline is undercut, over drops, and what users spend."""
-    problems = [study.drop(seed) for seed in range(drops)]
-    solved = {name: [(p, solve(p)) for p in problems] for name, solve in study.methods.items()}
-    objectives = {name: np.array([r.objective for _, r in of]) for name, of in solved.items()}
-    costs = {name: [spent(study, *each) for each in of] for name, of in solved.items()}
-    ours, *others = solved
-    gains = {}
-    for name in others:
-        gain = 1 - objectives[ours] / objectives[name]
-        gains[name] = dict(zip(("mean_gain", "ci95"), interval(gain), strict=True))
-        gains[name] |= {"least_gain": float(gain.min()), "better_in": float((gain > 0).mean())}
-
-    def over_drops(middle: Callable) -> dict:
-        return {
-            name: {k: float(middle([row[k] for row in rows])) for k in rows[0]}
-            for name, rows in costs.items()
-        }
-
+def parts(study: Study) -> dict[str, Callable[[], dict]]:
+    """What computes each part of this file, by its name: the joint allocation against its bound,
+    against other methods, and elsewhere."""
+    c, two = study.config, ("joint", "equal split")
+    fifth = max(1, c.instances // 5)
     return {
-        "vs_baselines": gains,
-        "spent": over_drops(np.mean),
-        "median_spent": over_drops(np.median),
-        "histories": [result.history for _, result in solved[ours][:8]],
-        "drops": drops,
+        "vs_lower_bound": partial(against_bound, study, c.instances, fifth, c.many_users),
+        "seconds_1000_users": partial(seconds_of, study, 1000, fifth),
+        "vs_baselines": partial(against_baselines, study, c.drops),
+        "variables": partial(variables, study, c.few),
+        "over_budgets": partial(over_budgets, study, c.few, two),
+        "over_users": partial(over_users, study, c.few, two),
+        "over_weights": partial(over_weights, study, c.few, two),
+        "over_fades": partial(over_fades, study, c.few, COHERENCES),
+        "over_knowledge": partial(over_knowledge, study, c.few, ERRORS_DB),
     }
 
 
-def against_exhaustive(study: Study, instances: int) -> dict:
-    """How far from the optimum random small networks end: up to 4 users, 4 lengths, budgets and
-    weights drawn over decades."""
-    gaps = []
-    picks = np.linspace(0, len(study.config.lengths) - 1, 4).round().astype(int)
-    grid = np.array(study.config.lengths)[np.unique(picks)]
-    for seed in range(instances):
-        source = np.random.default_rng((study.config.seed, 1, seed))
-        users = int(source.integers(1, 5))
-        problem = study.drop(
-            10_000 + seed,
-            users,
-            lengths=grid,
-            bandwidth=users * 10 ** source.uniform(4, 6),
-            power=users * 10 ** source.uniform(-3, -1),
-            weight=source.uniform(0.05, 0.95),
-        )
-        gaps.append(allocate(problem).objective / exhaustive(problem).objective - 1)
-    within = sum(gap <= 0.01 for gap in gaps)
-    return {"instances": instances, "within_1_percent": int(within), "worst_gap": float(max(gaps))}
+def summary(rows: list[dict]) -> dict:
+    """Quantiles over drops of what `spent` tells of each, and their outage probability."""
+    found = {k: quantiles([row[k] for row in rows]) for k in SPENT if k != "outage"}
+    return {**found, "outage_probability": float(np.mean([row["outage"] for row in rows]))}
 
 
-def over_budgets(study: Study, drops: int) -> dict:
-    """The objective of every method against total bandwidth and against the power budget."""
-    c, found = study.config, {}
-    budgets = {
-        "bandwidth": c.bandwidth * 2.0 ** np.arange(-6, 2),
-        "power": float(from_dbm(c.power_dbm)) * 2.0 ** np.arange(-6, 2),
-    }
-    for name, values in budgets.items():
-        drawn = [[study.drop(d, **{name: float(v)}) for d in range(drops)] for v in values]
-        found[name] = {"values": values.tolist()}
-        for method, solve in study.methods.items():
-            rows = [[solve(problem).objective for problem in problems] for problems in drawn]
-            found[name][method] = mean_and_interval(rows)
+def scaled(study: Study, users: int) -> dict:
+    """Budgets in which each of so many users has its share as in the study."""
+    c = study.config
+    scale = users / c.users
+    return {"bandwidth": c.bandwidth * scale, "power": float(from_dbm(c.power_dbm)) * scale}
+
+
+def against_bound(study: Study, drops: int, many: int, many_users: int) -> dict:
+    """By how much the joint allocation is above what no allocation can be below, relative to the
+    part of the bound that can be changed: drops of the study's users, and of many."""
+    found = {}
+    for link in LINKS:
+        gaps = []
+        for users, count in ((study.config.users, drops), (many_users, many)):
+            problems = (study.drop(d, link, users, **scaled(study, users)) for d in range(count))
+            gaps.append([gap(problem, allocate(problem)) for problem in problems])
+        few, large = gaps
+        found[link] = {
+            "instances": drops,
+            "users": study.config.users,
+            "mean_gap": float(np.mean(few)),
+            "worst_gap": float(max(few)),
+            "many": {
+                "instances": many,
+                "users": many_users,
+                "mean_gap": float(np.mean(large)),
+                "worst_gap": float(max(large)),
+            },
+        }
     return found
 
 
-def over_users(study: Study, answer: Callable, drops: int) -> dict:
-    """Measured accuracy, SNR and latency against the number of users that share the budgets."""
-    counts = study.config.user_counts
-    return {"users": counts, **compared(study, answer, drops, [(n, {}) for n in counts])}
+def gap(problem: Problem, found: Allocation) -> float:
+    changed = found.bound - problem.fixed
+    return (found.objective - found.bound) / changed if changed > 0 else 0.0
 
 
-def over_weights(study: Study, answer: Callable, drops: int) -> dict:
-    """The front: latency, expected loss and measured accuracy by the weight of latency."""
+def seconds_of(study: Study, users: int, drops: int) -> dict:
+    """How long the allocation takes for many users, each with its share as in the study: the
+    slowest of all drops, and every drop's seconds."""
+    found = {}
+    for link in LINKS:
+        seconds = []
+        for drop in range(drops):
+            problem = study.drop(drop, link, users, **scaled(study, users))
+            began = time.perf_counter()
+            allocate(problem)
+            seconds.append(time.perf_counter() - began)
+        found[link] = seconds
+    return {"users": users, "slowest": max(map(max, found.values())), "each": found}
+
+
+def against_baselines(study: Study, drops: int) -> dict:
+    """What users spend by every method over the same drops, and the joint allocation's changeable
+    objective over each baseline's."""
+    found = {}
+    for link in LINKS:
+        problems = [study.drop(drop, link) for drop in range(drops)]
+        rows = {
+            name: [spent(study, p, solve(p)) for p in problems]
+            for name, solve in study.methods.items()
+        }
+        changed = {k: [row["changeable"] for row in of] for k, of in rows.items()}
+        ours, *others = rows
+        ratios = {name: paired_ratio(changed[ours], changed[name]) for name in others}
+        for row in ratios.values():
+            row["median_gain"] = 1 - row["median_ratio"]
+        found[link] = {"ratios": ratios, "spent": {k: summary(of) for k, of in rows.items()}}
+    return found
+
+
+def variables(study: Study, drops: int) -> dict:
+    """What each of bandwidth, power and message brings, alone, in pairs and together: the
+    changeable objective over that without any choice, with power of one's own and shared."""
+    found: dict = {}
+    for link in LINKS:
+        option = study.reference(study.link(link))
+        for regime, power in (("own", np.inf), ("shared", shared_power(study))):
+            problems = [study.drop(d, link, power=power) for d in range(drops)]
+            solves = ablations(option)
+            if regime == "shared":
+                solves["water-filling and length"] = water_filling
+            else:  # power of one's own is all used, so that it is no choice
+                solves = {k: s for k, s in solves.items() if "power" not in k}
+            changed = {k: [s(p).objective - p.fixed for p in problems] for k, s in solves.items()}
+            nothing = changed.pop("")
+            rows = {k: paired_ratio(of, nothing) for k, of in changed.items()}
+            found.setdefault(link, {})[regime] = rows
+    return found
+
+
+def shared_power(study: Study) -> float:
+    """W of all users together, where power is shared: a quarter of what handsets have."""
+    return float(from_dbm(study.config.user_power_dbm)) * study.config.users / 4
+
+
+def over_budgets(study: Study, drops: int, names: Sequence[str]) -> dict:
+    """Changeable objective, latency and loss of some methods against bandwidth and against the
+    power of a handset."""
+    c = study.config
+    budgets = {
+        "bandwidth": c.bandwidth * 4.0 ** np.arange(-2, 2),
+        "user_power": float(from_dbm(c.user_power_dbm)) * 10.0 ** np.arange(-3, 1),
+    }
+    found: dict = {}
+    for link in LINKS:
+        for budget, values in budgets.items():
+            curves: dict = {"values": values.tolist()}
+            for name in names:
+                rows = []
+                for value in values:
+                    problems = [study.drop(d, link, **{budget: float(value)}) for d in range(drops)]
+                    each = [spent(study, p, study.methods[name](p)) for p in problems]
+                    rows.append({k: quantiles([row[k] for row in each]) for k in
+                                 ("changeable", "latency_s", "loss")})  # fmt: skip
+                curves[name] = rows
+            found.setdefault(link, {})[budget] = curves
+    return found
+
+
+def over_users(study: Study, drops: int, names: Sequence[str]) -> dict:
+    """Latency, loss and outage of some methods against the users that share the budgets, and the
+    first method's changeable objective over the last one's in the same drops."""
+    found: dict = {"users": study.config.user_counts}
+    for link in LINKS:
+        told: dict = {"spent": {name: [] for name in names}, "ratio": []}
+        for users in study.config.user_counts:
+            problems = [study.drop(d, link, users) for d in range(drops)]
+            rows = {n: [spent(study, p, study.methods[n](p)) for p in problems] for n in names}
+            for name in names:
+                told["spent"][name].append(summary(rows[name]))
+            ours, theirs = ([row["changeable"] for row in rows[n]] for n in (names[0], names[-1]))
+            told["ratio"].append(paired_ratio(ours, theirs))
+        found[link] = told
+    return found
+
+
+def over_fades(study: Study, drops: int, coherences: Sequence[float]) -> dict:
+    """The joint allocation where fades are not known in advance, by how long one stays: first one
+    that is known, then outage where an uplink meets one fade, and nearly ergodic where it meets
+    many."""
+    found: dict = {"coherence_s": list(coherences)}
+    for link in LINKS:
+        rows = []
+        for coherence in coherences:
+            of = study.link(link, coherence=coherence)
+            problems = [study.drop(d, of) for d in range(drops)]
+            rows.append(summary([spent(study, p, allocate(p)) for p in problems]))
+        found[link] = rows
+    return found
+
+
+def over_knowledge(study: Study, drops: int, errors_db: Sequence[float]) -> dict:
+    """The joint allocation made with gains that are known but for an error, as it turns out with
+    the true ones; the base station counts on as many dB less as the error's deviation. And what
+    pilots cost, where fades are learnt from so many of them."""
+    found: dict = {"error_db": list(errors_db), "pilots": [0, 1, 4, 16, 64]}
+    for link in LINKS:
+        rows = []
+        for error in errors_db:
+            each = []
+            for d in range(drops):
+                true = study.drop(d, link)
+                result = judged(true, allocate(study.misjudged(true, error, error, d)))
+                row = spent(study, true, result)
+                silent = true.link.excess[true.kind, 0]
+                lost = result.loss >= (silent if silent.ndim == 1 else silent[:, 0]) - 1e-12
+                row["outage"] = float(lost.mean())
+                each.append(row)
+            rows.append(summary(each))
+        learnt = []
+        for pilots in found["pilots"]:
+            problems = [study.drop(d, study.link(link, pilots=pilots)) for d in range(drops)]
+            learnt.append(summary([spent(study, p, allocate(p)) for p in problems]))
+        found[link] = {"error": rows, "pilots": learnt}
+    return found
+
+
+def over_weights(study: Study, drops: int, names: Sequence[str]) -> dict:
+    """The front: latency and expected loss by the weight of a second against a nat."""
     weights = study.config.weights
-    cases = [(None, {"weight": w}) for w in weights]
-    return {"weights": weights, **compared(study, answer, drops, cases)}
-
-
-def compared(study: Study, answer: Callable, drops: int, cases: list[tuple]) -> dict:
-    """`points` of each compared method over the same cases (users, changes)."""
-    return {
-        name: points(study, answer, drops, [(study.methods[name], *case) for case in cases])
-        for name in COMPARED
-    }
-
-
-def points(study: Study, answer: Callable, drops: int, cases: list[tuple]) -> dict:
-    """Each case (method, users, changes) over the same drops: latency, loss, SNR and accuracy.
-
-    `answer(lengths, snr_db)` takes (scenes, 2) arrays of all drops' scenes and returns the accuracy
-    of each test clip, spread over the scenes, (clips,). Intervals are over clips, and over drops.
-    """
-    shown = ("latency_s", "loss", "energy_j_per_user", "tokens_per_user")
-    found: dict[str, list] = {k: [] for k in ("accuracy", "snr_db", *shown)}
-    for method, users, changes in cases:
-        problems = [study.drop(seed, users, **changes) for seed in range(drops)]
-        solved = [(problem, method(problem)) for problem in problems]
-        lengths = np.concatenate([result.lengths.reshape(-1, 2) for _, result in solved])
-        snrs = [snr_db(*each).reshape(-1, 2) for each in solved]
-        costs = [spent(study, *each) for each in solved]
-        found["accuracy"].append(answer(lengths, np.concatenate(snrs)))
-        found["snr_db"].append([float(s.mean()) for s in snrs])
-        for key in shown:
-            found[key].append([row[key] for row in costs])
-    return {k: mean_and_interval(v) for k, v in found.items()}
-
-
-def mean_and_interval(values: Sequence[Sequence[float]]) -> dict[str, list]:
-    """Of each point of a curve (points, samples): `mean` and `ci95`."""
-    found = with_interval(values)
-    return {"mean": found["mean"], "ci95": found["ci95"]}
-
-
-def over_links(
-    study: Study, answer: Callable, snrs: Sequence[float], links: dict[str, Any], length: int
-) -> dict:
-    """Analog and digital tokens against SNR: accuracy in as many channel uses as `length` patch
-    tokens of each modality take analog. A digital link sends as many as fit.
-
-    `links` are digital links by name; `answer(lengths, snr_db, link)` as for `points`.
-    """
-    uses = {k: int(channel_uses(study.special[k] + length, study.hidden)) for k in KINDS}
-    lengths = {"analog": [length, length]}
-    for name, link in links.items():
-        fit = (link.tokens_within(uses[k], study.hidden) - study.special[k] for k in KINDS)
-        lengths[name] = list(fit)
-    curves = {}
-    for name, pair in lengths.items():
-        if min(pair) >= 1:  # else not even the special tokens and one more fit
-            answers = (answer(np.array([pair]), np.full((1, 2), s), links.get(name)) for s in snrs)
-            curves[name] = mean_and_interval(list(answers))
-    return {
-        "snr_db": list(snrs),
-        "channel": study.config.channel,
-        "channel_uses": sum(uses.values()),
-        "tokens": lengths,
-        "curves": curves,
-    }
-
-
-def digital_links(channel: str) -> dict[str, DigitalLink]:
-    """The digital links that analog tokens are compared with, by name; none without Sionna."""
-    if not find_spec("sionna"):
-        print("no digital links: they need Sionna, pip install sionna-no-rt")
-        return {}
-    return {name: DigitalLink(*link, kind=channel) for name, link in LINKS.items()}
-
-
-def seconds_of(study: Study, users: int) -> dict:
-    """How long the allocation alone takes for many users, each with its share as in the study."""
-    c, scale = study.config, users / study.config.users
-    budgets = {"bandwidth": c.bandwidth * scale, "power": float(from_dbm(c.power_dbm)) * scale}
-    problem = study.drop(0, users, **budgets)
-    began = time.perf_counter()
-    found = allocate(problem)
-    seconds = time.perf_counter() - began
-    return {"seconds_1000_users": seconds, "iterations_1000_users": len(found.history)}
-
-
-def print_summary(metrics: dict) -> None:
-    """What a run ends with."""
-    found, many = metrics["vs_exhaustive"], metrics["seconds_1000_users"]
-    print(
-        f"joint allocation: within 1 % of exhaustive search in {found['within_1_percent']} of "
-        f"{found['instances']} small networks, worst gap {100 * found['worst_gap']:.3f} %; "
-        f"1,000 users in {many:.1f} s"
-    )
-    print(f"{'over ' + str(metrics['drops']) + ' drops':16} objective lower by   better in")
-    for name, row in metrics["vs_baselines"].items():
-        gain, width = 100 * row["mean_gain"], 100 * row["ci95"]
-        print(f"{name:16} {gain:6.1f} ± {width:.1f} %{100 * row['better_in']:16.0f} %")
-    print(f"{'':16} latency (ms)  tokens a user  expected loss  energy (mJ a user)")
-    for name, row in metrics["spent"].items():
-        print(
-            f"{name:16}{1000 * row['latency_s']:13.0f}{row['tokens_per_user']:15.1f}"
-            f"{row['loss']:15.3f}{1000 * row['energy_j_per_user']:20.2f}"
-        )
+    found: dict = {"weights": weights}
+    for link in LINKS:
+        found[link] = {
+            name: [
+                summary([
+                    spent(study, p, study.methods[name](p))
+                    for p in (study.drop(d, link, weight=w) for d in range(drops))
+                ])
+                for w in weights
+            ]
+            for name in names
+        }  # fmt: skip
+    return found

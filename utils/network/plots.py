@@ -1,152 +1,279 @@
-"""The figures of task_network.py."""
+"""The figures of task_network.py. Over drops they show medians, with bands from the 10 to the 90 %
+quantile where drops are not compared with each other."""
 
+from collections.abc import Sequence
 from functools import partial
-from itertools import permutations
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axis import Axis
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import LogLocator
 
-from modules.network.loss_curve import LossCurve
-from utils.report.plots import COLOURS, MARKERS, band, doubling, draw_all, dress, save, styles
+from modules.network.loss_surface import LossSurface
+from modules.system import MEDIA
+from utils.report.plots import BLUE, COLOURS, GREY, doubling, draw_all, dress, save, styles
 
+LEVEL = {"analog": "instantaneous SNR of the user (dB)", "digital": "bits an entry"}
 PARTS = {"encode_s": "encode", "uplink_s": "uplink", "foundation_s": "foundation model"}
-NICE = np.outer(10.0 ** np.arange(6), [1, 1.5, 2, 3, 4, 5, 7]).ravel()  # ticks of latency, ms
 
 
 def draw(found: dict, stem: str) -> list[str]:
     """Every figure of the metrics that task_network.py writes; their paths."""
-    curve, snr_db = LossCurve(**found["loss_curves"]["measured"]), found["config"]["curve_snr_db"]
+    surfaces = {link: (found["loss_points"][link], of) for link, of in found["surfaces"].items()}
     figures = {
-        "curve": partial(loss_points, found["loss_points"], curve, snr_db),
-        "objective": partial(budgets, found["over_budgets"]),
-        "convergence": partial(convergence, found["histories"]),
+        **{f"surface-{k}": partial(surface, *of, k) for k, of in surfaces.items()},
+        "agreement": partial(agreement, found["measured"]["agreement"]),
+        "accuracy": partial(by_deadline, found["measured"]["by_deadline"]),
+        "methods": partial(methods, found["vs_baselines"]),
+        "variables": partial(variables, found["variables"]),
+        "budgets": partial(budgets, found["over_budgets"]),
         "front": partial(front, found["over_weights"]),
         "users": partial(users, found["over_users"]),
-        "latency": partial(latency_parts, found["median_spent"]),
-        "digital": partial(links, found["links"]),
+        "fades": partial(fades, found["over_fades"], found["over_knowledge"]),
+        "messages": partial(messages, found["measured"]["over_messages"]),
     }
     return draw_all({f"{stem}-{name}.png": figure for name, figure in figures.items()})
 
 
-def loss_points(points: list[dict], curve: LossCurve, snr_db: float, path: str) -> str:
-    """Measured validation losses against the tokens of one modality, and the fitted curve."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-    for axis, (kind, other) in zip(axes, permutations(curve.fall), strict=True):
-        others = sorted({p[other] for p in points})
-        shown = (others[0], others[len(others) // 2], others[-1])
-        for n, colour, marker in zip(shown, COLOURS, MARKERS, strict=False):
-            x, y = zip(*((p[kind], p["loss"]) for p in points if p[other] == n), strict=True)
-            axis.plot(x, y, marker, ms=4, color=colour, label=f"{n} {other} tokens")
-            fine = np.geomspace(min(x), max(x), 50)
-            axis.plot(fine, curve({kind: fine, other: np.full(50, n)}), color=colour, lw=1)
-        doubling(axis, sorted({p[kind] for p in points}))
-        dress(axis, 8, xlabel=f"{kind} tokens sent")
-    axes[0].set_ylabel("validation loss (nats a token)")
-    figure.suptitle(f"loss curve at {snr_db:g} dB, fit explains {100 * curve.r2:.0f} % of variance")
+def plain_numbers(axis: Axis) -> None:
+    """A logarithmic axis of less than two decades, with numbers as one says them."""
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axis.set_minor_formatter("{x:g}")
+
+
+def read_surface(told: dict) -> LossSurface:
+    """The surface as the metrics hold it."""
+    arrays = {k: np.array(told[k]) for k in ("lengths", "levels")}
+    excess = {k: np.array(of) for k, of in told["excess"].items()}
+    return LossSurface(**arrays, floor=told["floor"], excess=excess, r2=told["r2"])
+
+
+def surface(points: list[dict], told: dict, link: str, path: str) -> str:
+    """Measured losses of each modality while the other is at its best, the fitted surface, and the
+    residuals of all points."""
+    of, best = read_surface(told), None
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
+    best = [of.lengths[-1], of.levels[-1]]
+    shown = of.levels[1:]
+    for axis, kind, other in zip(axes, MEDIA, reversed(MEDIA), strict=False):
+        for i, length in enumerate(of.lengths):
+            colour = plt.cm.viridis(0.9 * i / max(1, len(of.lengths) - 1))
+            mine = [p for p in points if list(p[other]) == best and p[kind][0] == length]
+            mine = [p for p in mine if p[kind][1] > of.levels[0]]
+            axis.plot(
+                [p[kind][1] for p in mine], [p["loss"] for p in mine], "o", ms=3, color=colour
+            )
+            fit = of.floor + of.table(kind, np.array([length]), shown)[0]
+            axis.plot(shown, fit, color=colour, lw=1, label=f"{length:g}")
+        axis.axhline(of.floor + of.excess[kind][0, 0], color=GREY, ls=":", lw=1)
+        dress(
+            axis, xlabel=LEVEL[link], title=f"{kind}, the other at its best", ylabel="loss (nats)"
+        )
+    axes[0].legend(fontsize=7, title="tokens", title_fontsize=7)
+    predicted = np.array([of({k: p[k] for k in MEDIA}) for p in points])
+    rest = np.array([p["loss"] for p in points]) - predicted
+    alike = np.array([list(p["visual"]) != best and list(p["audio"]) != best for p in points])
+    axes[2].plot(predicted[~alike], rest[~alike], ".", color=BLUE, label="one modality")
+    axes[2].plot(predicted[alike], rest[alike], ".", color=COLOURS[1], label="both alike")
+    axes[2].axhline(0, color="black", lw=0.8)
+    title = f"residuals; the fit explains {100 * of.r2:.0f} % of variance"
+    dress(axes[2], 8, xlabel="fitted loss (nats)", ylabel="measured - fitted", title=title)
+    figure.tight_layout()
+    return save(figure, path)
+
+
+def agreement(found: dict, path: str) -> str:
+    """Predicted against measured loss of drops that nothing was fitted to."""
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.8))
+    for axis, (link, of) in zip(axes, found.items(), strict=True):
+        for name, style in zip(
+            ("joint", "equal split"), styles(("joint", "equal split")), strict=True
+        ):
+            mine = [p for p in of["points"] if p["method"] == name]
+            x, y = ([p[k] for p in mine] for k in ("predicted", "measured"))
+            axis.plot(x, y, ls="", ms=4, **style)
+        ends = np.array(axis.get_xlim())
+        axis.plot(ends, ends, color=GREY, lw=1)
+        title = f"{link}: slope {of['slope']:.2f}, R² {of['r2']:.2f}"
+        dress(axis, 8, xlabel="predicted loss (nats)", ylabel="measured loss (nats)", title=title)
+    figure.tight_layout()
+    return save(figure, path)
+
+
+def by_deadline(found: dict, path: str) -> str:
+    """Accuracy against latency of every method, and below it the paired differences."""
+    figure, axes = plt.subplots(2, 2, figsize=(10, 7))
+    for (above, below), (link, of) in zip(axes.T, found.items(), strict=True):
+        x = 1000 * np.array(of["deadlines_s"])
+        looks = dict(zip(of["accuracy"], styles(of["accuracy"], ms=4), strict=True))
+        looks["joint"] |= {"lw": 5, "zorder": 1}  # seen behind those that are the same
+        for name, style in looks.items():
+            at = 1000 * np.array(of["median_latency_s"][name])
+            above.plot(at, 100 * np.array(of["accuracy"][name]), **style)
+            if name in of["by_deadline"]:
+                rows = of["by_deadline"][name]
+                mean, width = (
+                    100 * np.array([r[k] or 0.0 for r in rows]) for k in ("mean", "ci95")
+                )
+                place = x * (1 + 0.02 * list(looks).index(name))  # bars beside each other
+                style = {k: style[k] for k in ("color", "marker", "label")}
+                below.errorbar(place, mean, yerr=width, capsize=2, ms=4, lw=1, **style)
+        below.axhline(0, color="black", lw=0.8)
+        dress(above, 7, ylabel="accuracy (%)", xscale="log", title=link,
+              xlabel="median latency of encoding and uplink (ms)")  # fmt: skip
+        dress(below, xscale="log", xlabel="deadline (ms)",
+              ylabel="joint less the other (points, paired 95 %)")  # fmt: skip
+        for axis in (above, below):
+            axis.set_xticks(x, [f"{ms:g}" for ms in x])
+            axis.minorticks_off()
+    figure.tight_layout()
+    return save(figure, path)
+
+
+def methods(found: dict, path: str) -> str:
+    """The joint allocation's changeable objective over each method's, drop by drop; and where the
+    median latency goes."""
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6))
+    for (above, below), (link, of) in zip(axes.T, found.items(), strict=True):
+        ratios(above, of["ratios"], f"{link}: joint over the other")
+        names = list(of["spent"])
+        left = np.zeros(len(names))
+        for (part, label), colour in zip(PARTS.items(), COLOURS, strict=False):
+            values = 1000 * np.array([of["spent"][n][part]["p50"] for n in names])
+            below.barh(names, values, left=left, color=colour, label=label)
+            left += values
+        below.invert_yaxis()
+        dress(below, 8, "x", xlabel="latency (ms), medians of parts over drops")
+    figure.tight_layout()
+    return save(figure, path)
+
+
+def ratios(axis: plt.Axes, rows: dict[str, dict], title: str) -> None:
+    """Median ratios of the same drops, each with its 95 % interval."""
+    for place, row in enumerate(rows.values()):
+        low, high = row["ci95"]
+        axis.plot([low, high], [place, place], color=BLUE)
+        axis.plot(row["median_ratio"], place, "o", color=BLUE)
+    axis.axvline(1, color="black", lw=0.8)
+    axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    dress(axis, xlabel="median ratio of what can be changed", title=title)
+
+
+def variables(found: dict, path: str) -> str:
+    """What each variable brings alone, in pairs and together."""
+    figure, axes = plt.subplots(2, 2, figsize=(10, 5.5))
+    for row, (link, of) in zip(axes, found.items(), strict=True):
+        for axis, (regime, rows) in zip(row, of.items(), strict=True):
+            ratios(axis, rows, f"{link}, {regime} power")
+            axis.set_xlabel("median ratio, chosen over not chosen")
     figure.tight_layout()
     return save(figure, path)
 
 
 def budgets(found: dict, path: str) -> str:
-    """Objective of all methods against total bandwidth, and against the power budget."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8))
-    labels = {"bandwidth": ("total bandwidth (MHz)", 1e-6), "power": ("total power (mW)", 1e3)}
-    for axis, (name, (label, unit)) in zip(axes, labels.items(), strict=True):
-        curves = dict(found[name])
-        x = unit * np.array(curves.pop("values"))
-        for curve, style in zip(curves.values(), styles(curves, ms=4), strict=True):
-            band(axis, x, curve, **style)
-        dress(axis, xscale="log", yscale="log", xlabel=label, ylabel="objective")
-        plain_ticks(axis.xaxis, x[::2])
-    axes[0].legend(fontsize=8)
+    """What can be changed of the objective against bandwidth and against a handset's power."""
+    figure, axes = plt.subplots(2, 2, figsize=(9.5, 7))
+    labels = {
+        "bandwidth": ("bandwidth of all (MHz)", 1e-6),
+        "user_power": ("power of one (mW)", 1e3),
+    }
+    for row, (link, of) in zip(axes, found.items(), strict=True):
+        for axis, (name, (label, unit)) in zip(row, labels.items(), strict=True):
+            curves = dict(of[name])
+            x = unit * np.array(curves.pop("values"))
+            for curve, style in zip(curves.values(), styles(curves, ms=4), strict=True):
+                axis.plot(x, [point["changeable"]["p50"] for point in curve], **style)
+            dress(axis, 8, xscale="log", yscale="log", xlabel=label, title=link,
+                  ylabel="what can be changed, median")  # fmt: skip
+            plain_numbers(axis.yaxis)
     figure.tight_layout()
     return save(figure, path)
 
 
-def convergence(histories: list, path: str) -> str:
-    """The objective over its last value, iteration by iteration, of several drops."""
-    figure, axis = plt.subplots(figsize=(5.5, 3.6))
-    for i, history in enumerate(histories):
-        over = np.array(history) / history[-1]
-        colour = COLOURS[i % len(COLOURS)]
-        axis.plot(range(1, len(over) + 1), over, marker="o", ms=4, color=colour, label=f"drop {i}")
-    axis.set_xticks(range(1, max(map(len, histories)) + 1))
-    dress(axis, xlabel="iteration", ylabel="objective over its last value")
-    axis.legend(fontsize=7, ncols=2)
-    return save(figure, path)
+def over(axis: plt.Axes, x: Sequence[float], rows: list[dict], key: str, unit: float, **style):
+    """The median over drops, with a band from the 10 to the 90 % quantile."""
+    low, middle, high = (
+        unit * np.array([row[key][q] for row in rows]) for q in ("p10", "p50", "p90")
+    )
+    axis.plot(x, middle, **style)
+    axis.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
 
 
 def front(found: dict, path: str) -> str:
-    """Latency against expected loss and against measured accuracy, by the weight of latency."""
+    """Median latency against median expected loss, by the weight of a second."""
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8))
-    methods = {k: v for k, v in found.items() if k != "weights"}
-    for rows, style in zip(methods.values(), styles(methods, ms=4), strict=True):
-        x = 1000 * np.array(rows["latency_s"]["mean"])
-        band(axes[0], x, rows["loss"], **style)
-        band(axes[1], x, rows["accuracy"], 100, **style)
-    first = next(iter(methods.values()))
-    for x, y, w in zip(
-        first["latency_s"]["mean"], first["loss"]["mean"], found["weights"], strict=True
-    ):
-        beside = {"xytext": (3, 4), "textcoords": "offset points"}
-        axes[0].annotate(f"w={w:g}", (1000 * x, y), fontsize=7, **beside)
-    dress(axes[0], xlabel="latency (ms)", ylabel="expected loss (nats a token)", xscale="log")
-    dress(axes[1], 8, xlabel="latency (ms)", ylabel="measured accuracy (%)", xscale="log")
-    for axis in axes:
-        low, high = axis.get_xlim()
-        plain_ticks(axis.xaxis, NICE[(NICE >= low) & (NICE <= high)])
+    for axis, link in zip(axes, [k for k in found if k != "weights"], strict=True):
+        for (name, rows), style in zip(found[link].items(), styles(found[link], ms=4), strict=True):
+            x, y = ([row[k]["p50"] for row in rows] for k in ("latency_s", "loss"))
+            axis.plot(1000 * np.array(x), y, **style)
+            if name == "joint":
+                for at, level, w in zip(x, y, found["weights"], strict=True):
+                    axis.annotate(f"w={w:g}", (1000 * at, level), fontsize=7)
+        dress(axis, 8, xlabel="median latency (ms)", ylabel="median expected loss (nats)",
+              xscale="log", title=link)  # fmt: skip
+        plain_numbers(axis.xaxis)
     figure.tight_layout()
     return save(figure, path)
 
 
 def users(found: dict, path: str) -> str:
-    """Measured accuracy, and latency, against the number of users in the same budgets."""
-    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8))
-    methods = {k: v for k, v in found.items() if k != "users"}
-    for rows, style in zip(methods.values(), styles(methods, ms=4), strict=True):
-        band(axes[0], found["users"], rows["accuracy"], 100, **style)
-        band(axes[1], found["users"], rows["latency_s"], 1000, **style)
-    for axis in axes:
-        doubling(axis, found["users"])
-    dress(axes[0], 8, xlabel="users", ylabel="measured accuracy (%)")
-    dress(axes[1], xlabel="users", ylabel="latency (ms)", yscale="log")
+    """Median latency and expected loss against the users that share the budgets, and what the joint
+    allocation has of the equal split's changeable objective in the same drops."""
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7))
+    for row, link in zip(axes, [k for k in found if k != "users"], strict=True):
+        rows, x = found[link]["spent"], found["users"]
+        for name, style in zip(rows, styles(rows, ms=4), strict=True):
+            for axis, key, unit in ((row[0], "latency_s", 1000), (row[1], "loss", 1)):
+                axis.plot(x, [unit * each[key]["p50"] for each in rows[name]], **style)
+        middle, ends = (np.array([r[k] for r in found[link]["ratio"]])
+                        for k in ("median_ratio", "ci95"))  # fmt: skip
+        row[2].errorbar(x, middle, yerr=abs(ends.T - middle), fmt="o-", color=BLUE, capsize=3)
+        row[2].axhline(1, color="black", lw=0.8)
+        for axis in row:
+            doubling(axis, x)
+        label = f"{list(rows)[0]} over {list(rows)[-1]}, median ratio"
+        dress(row[0], 8, xlabel="users", ylabel="median latency (ms)", yscale="log", title=link)
+        dress(row[1], xlabel="users", ylabel="median expected loss (nats)")
+        dress(row[2], xlabel="users", ylabel=label, title="what can be changed, paired 95 %")
+        plain_numbers(row[0].yaxis)
     figure.tight_layout()
     return save(figure, path)
 
 
-def latency_parts(found: dict[str, dict], path: str) -> str:
-    """Where the latency goes: encoder, uplink and foundation model of three methods."""
-    figure, axis = plt.subplots(figsize=(6.5, 3.4))
-    methods = ("joint", "equal split", "fixed length")
-    left = np.zeros(len(methods))
-    for (part, name), colour in zip(PARTS.items(), COLOURS, strict=False):
-        values = 1000 * np.array([found[method][part] for method in methods])
-        axis.barh(methods, values, left=left, color=colour, label=name)
-        left += values
-    for i, total in enumerate(left):
-        axis.text(total * 1.01, i, f"{total:.0f} ms", va="center", fontsize=8)
-    axis.invert_yaxis()
-    right = 1.15 * left.max()
-    dress(axis, 8, "x", xlabel="latency (ms), medians over drops", xlim=(0, right))
+def fades(found: dict, known: dict, path: str) -> str:
+    """Expected loss by how long a fade stays, by what is not known of gains, and by pilots."""
+    figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.8))
+    ms = [f"{1000 * s:g}" if np.isfinite(float(s)) else "known" for s in found["coherence_s"]]
+    links = [k for k in found if k != "coherence_s"]
+    for link, style in zip(links, styles(links, ms=4), strict=True):
+        over(axes[0], range(len(ms)), found[link], "loss", 1, **style)
+        over(axes[1], known["error_db"], known[link]["error"], "loss", 1, **style)
+        over(axes[2], range(len(known["pilots"])), known[link]["pilots"], "loss", 1, **style)
+    axes[0].set_xticks(range(len(ms)), ms)
+    axes[2].set_xticks(range(len(known["pilots"])), [str(n) for n in known["pilots"]])
+    dress(axes[0], 8, xlabel="time that a fade stays (ms)", ylabel="expected loss (nats)")
+    dress(axes[1], xlabel="error of known gains (dB)", title="joint allocation: median, 10 to 90 %")
+    dress(axes[2], xlabel="pilots a fade (0: known at no cost)")
+    figure.tight_layout()
     return save(figure, path)
 
 
-def links(found: dict, path: str) -> str:
-    """Accuracy against SNR of analog and digital tokens that take as many channel uses."""
-    figure, axis = plt.subplots(figsize=(6.5, 4))
-    curves = found["curves"]
-    for curve, style in zip(curves.values(), styles(curves, ms=4), strict=True):
-        band(axis, found["snr_db"], curve, 100, **style)
-    title = f"{found['channel_uses']:,} channel uses a clip, {found['channel']}"
-    dress(axis, xlabel="SNR (dB)", ylabel="accuracy (%)", title=title)
-    axis.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+def messages(found: dict, path: str) -> str:
+    """Accuracy against SNR of analog tokens and of the best digital messages in as many channel
+    uses: at one SNR, and over Rayleigh fades that the sender knows."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True)
+    labels = {"curves": "instantaneous SNR (dB)", "over_rayleigh": "average SNR (dB), Rayleigh"}
+    for axis, (key, label) in zip(axes, labels.items(), strict=True):
+        for curve, style in zip(found[key].values(), styles(found[key], ms=4), strict=True):
+            if style["label"] == "digital envelope":
+                style |= {"lw": 5, "zorder": 1, "alpha": 0.4, "marker": ""}
+            axis.plot(found["snr_db"], 100 * np.array(curve), **style)
+        axis.axhline(100 * found["nothing"], color=GREY, ls=":", label="nothing arrives")
+        dress(axis, xlabel=label)
+    axes[0].set_ylabel("accuracy (%)")
+    axes[0].legend(fontsize=7)
+    figure.suptitle(f"{found['channel_uses']:,} channel uses a clip", fontsize=10)
+    figure.tight_layout()
     return save(figure, path)
-
-
-def plain_ticks(axis: Axis, ticks: np.ndarray) -> None:
-    """Ticks of a logarithmic axis as plain numbers, and no others."""
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axis.set_minor_locator(NullLocator())

@@ -1,69 +1,122 @@
 """A multi-user study: users dropped into a cell, the methods compared on them, what they spend."""
 
-import csv
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from modules.digital.codebook import GROUPS
+from modules.digital.quantisation import STEPS
+from modules.digital.quantised import QUANTISED
 from modules.network.allocation import Allocation, Problem, allocate
-from modules.network.baselines import equal_split, fixed_length, proportional, random_split
-from modules.network.cell import (
-    Cell,
-    analog_seconds,
-    channel_uses,
-    compute_seconds,
-    energy,
-    from_dbm,
-    payload_bits,
-    snr,
-    to_db,
+from modules.network.baselines import (
+    alternating,
+    equal_split,
+    fixed_length,
+    greedy,
+    proportional,
+    random_split,
+    water_filling,
 )
-from modules.network.loss_curve import LossCurve, fit_loss_curve
+from modules.network.cell import Cell, compute_seconds, from_db, from_dbm
+from modules.network.links import FINE, LOST_DB, Analog, Digital, Link
+from modules.network.loss_surface import LossSurface
 from modules.system import MEDIA
 from utils.config import check as check_fields
 from utils.data.models import special_tokens
-from utils.files import check_writable, shipped
+from utils.files import check_writable
 from utils.network.flops import audio_flops, foundation_flops, visual_flops
 
 KINDS = MEDIA  # the users take turns: a scene is a camera and a microphone
+LINKS = ("analog", "digital")
+BELOW_DB = 12.0  # dB below the lowest measured SNR nothing is taken to arrive
 Method = Callable[[Problem], Allocation]
 
 
 @dataclass(frozen=True)
+class Fades:
+    """|h|^2 of a cell's fading, the same at every call."""
+
+    cell: Cell
+    seed: int
+
+    def __call__(self, shape: tuple) -> np.ndarray:
+        return self.cell.fading_power(shape, np.random.default_rng(self.seed))
+
+
+@dataclass(frozen=True)
 class Study:
-    """Hyperparameters of task_network.py, the models' folders and the loss curve together."""
+    """Hyperparameters of task_network.py, the models' folders and the loss surfaces together."""
 
     config: Any
     models: Any  # a stage 2 configuration, of which the folders are read
     hidden: int  # width of a token
-    curve: LossCurve
+    surfaces: dict[str, LossSurface]  # by link
 
     @property
     def methods(self) -> dict[str, Method]:
         """By name what is compared; the first is the proposed one. Your own goes here."""
-
-        def random(problem: Problem) -> Allocation:
-            # Another split for each drop, and the same whenever the drop comes again.
-            drop = zlib.crc32(problem.gain.tobytes())
-            return random_split(problem, np.random.default_rng((self.config.seed, drop)))
-
         return {
             "joint": allocate,
             "equal split": equal_split,
             "proportional": proportional,
-            "fixed length": partial(fixed_length, length=self.config.reference_length),
-            "random": random,
+            "fixed length": self.fixed,
+            "greedy": greedy,
+            "random": self.random,
+            "alternating": alternating,
+            **({"water-filling": water_filling} if np.isfinite(self.config.power_dbm) else {}),
         }
+
+    def fixed(self, problem: Problem) -> Allocation:
+        """One message for all, `reference_length` tokens, of `reference_bits` where digital."""
+        return fixed_length(problem, self.reference(problem.link))
+
+    def random(self, problem: Problem) -> Allocation:
+        """Another split for each drop, and the same whenever the drop comes again."""
+        drop = zlib.crc32(problem.gain.tobytes())
+        return random_split(problem, np.random.default_rng((self.config.seed, drop)))
+
+    def reference(self, link: Link) -> int:
+        """The option of the messages that are not chosen."""
+        c = self.config
+        bits = c.reference_bits if isinstance(link, Digital) else 0
+        return int(((link.lengths == c.reference_length) & (link.bits == bits)).argmax())
 
     @cached_property
     def special(self) -> dict[str, int]:
         """Special tokens of each modality, sent besides its patch tokens."""
         return special_tokens(self.models)
+
+    @cached_property
+    def cell(self) -> Cell:
+        shared = vars(self.config).keys() & Cell.__dataclass_fields__.keys()
+        return Cell(**{name: getattr(self.config, name) for name in shared})
+
+    def link(self, name: str, **changes) -> Analog | Digital:
+        """The link `analog` or `digital` with losses read from its surface."""
+        c, surface = self.config, self.surfaces[name]
+        options = {k: getattr(c, k) for k in ("coherence", "pilots", "outage", "gap_db")}
+        options |= {"fading": Fades(self.cell, c.seed), **changes}
+        special = np.array([self.special[k] for k in KINDS])
+        if name == "analog":
+            lengths = np.array([0, *c.lengths])
+            measured = np.r_[surface.levels[1] - BELOW_DB, surface.levels[1:]]
+            surface = replace(surface, levels=measured)
+            sent = [surface.table(k, lengths[1:], FINE) for k in KINDS]
+            silent = [np.full((1, len(FINE)), surface.excess[k][0, 0]) for k in KINDS]
+            excess = np.concatenate([silent, sent], axis=1)
+            return Analog(lengths, 0 * lengths, self.hidden, special, excess, **options)
+        bits = surface.levels[1:]
+        sent = [surface.table(k, np.array(c.lengths), bits).ravel() for k in KINDS]
+        silent = [surface.excess[k][0, 0] for k in KINDS]
+        excess = np.array([np.r_[of, rest] for of, rest in zip(silent, sent, strict=True)])
+        lengths = np.r_[0, np.repeat(c.lengths, len(bits))]
+        of_bits = np.r_[0, np.tile(bits, len(c.lengths))]
+        return Digital(lengths, of_bits, self.hidden, special, excess, **options)
 
     def encode_flops(self, users: int) -> np.ndarray:
         """FLOPs of each user's encoder, (users,)."""
@@ -81,35 +134,43 @@ class Study:
         slope = (high - low) / (most - few) if most > few else 0.0
         return slope, low - slope * 2 * c.lengths[0]
 
-    def drop(self, seed: int, users: int | None = None, **changes) -> Problem:
-        """Users dropped into the cell, with the study's budgets unless `changes` says otherwise."""
+    def drop(self, seed: int, link: str | Link, users: int | None = None, **changes) -> Problem:
+        """Users dropped into the cell, with the study's budgets unless `changes` says otherwise.
+        Where `coherence` has no end, each one's fade is known and part of its gain."""
         c = self.config
         users = c.users if users is None else users
-        shared = vars(c).keys() & Cell.__dataclass_fields__.keys()
-        cell = Cell(**{name: getattr(c, name) for name in shared})
         source = np.random.default_rng((c.seed, seed))
+        link = self.link(link) if isinstance(link, str) else link
+        gain = self.cell.mean_gains(self.cell.distances(users, source), source)
+        fade = self.cell.fading_power(users, source)
         scenes = -(-users // len(KINDS))
-        kinds = np.resize(KINDS, users)
         per_token, fixed = self.foundation_flops()
         values = dict(
-            gain=cell.gains(cell.distances(users, source), source),
-            noise_density=cell.noise_density,
+            link=link,
+            kind=np.resize(np.arange(len(KINDS)), users),
+            gain=gain * fade if np.isinf(link.coherence) else gain,
+            noise_density=self.cell.noise_density,
             bandwidth=c.bandwidth,
+            user_power=from_dbm(c.user_power_dbm),
             power=float(from_dbm(c.power_dbm)),
-            user_power=np.full(users, from_dbm(c.user_power_dbm)),
-            token_bits=payload_bits(1, self.hidden, c.bits),
-            special=np.array([self.special[k] for k in kinds]),
-            lengths=np.array(c.lengths),
-            fall=np.array([self.curve.fall[k] for k in kinds]) / scenes,
-            exponent=np.array([self.curve.exponent[k] for k in kinds]),
-            floor=self.curve.floor,
+            floor=self.surfaces["digital" if isinstance(link, Digital) else "analog"].floor,
+            importance=1 / scenes,
+            fair=c.fair,
             encode=compute_seconds(self.encode_flops(users), c.device_flops),
             foundation=compute_seconds(per_token, c.server_flops),
             foundation_fixed=scenes * compute_seconds(fixed, c.server_flops),
             weight=c.weight,
             deadline=c.deadline,
+            energy_weight=c.energy_weight,
+            energy=c.energy,
         )
         return Problem(**{**values, **changes})
+
+    def misjudged(self, problem: Problem, error_db: float, margin_db: float, seed: int) -> Problem:
+        """The drop as a base station sees it that knows gains but for an error in dB (a standard
+        deviation), and counts on `margin_db` less than it sees."""
+        error = np.random.default_rng((self.config.seed, 7, seed)).normal(0, 1, problem.users)
+        return replace(problem, gain=problem.gain * from_db(error_db * error - margin_db))
 
 
 def check(config: Any, models: Any) -> None:
@@ -118,77 +179,89 @@ def check(config: Any, models: Any) -> None:
     for count in (config.users, *config.user_counts):
         if count < 2 or count % 2:
             raise ValueError(f"{count} users: must be even, 2 for a scene, and not 0")
-    numbers = ("drops", "instances", "repeats", "bits", "link_length")
-    for name in (*numbers, "device_flops", "server_flops"):
+    numbers = ("drops", "instances", "few", "passes", "reference_bits", "link_length")
+    for name in (*numbers, "device_flops", "server_flops", "coherence", "gap_db"):
         if not getattr(config, name) > 0:
             raise ValueError(f"--{name} {getattr(config, name)}: must be above 0")
-    if config.curve not in ("measured", "sweep"):
-        raise ValueError(f"--curve {config.curve}: say measured or sweep")
-    if config.reference_length not in config.lengths:
-        raise ValueError(f"--reference_length {config.reference_length}: must be among --lengths")
-    if (3 * len(config.lengths) - 2) * config.repeats < 5:  # as `measure_lengths` takes them
-        raise ValueError(
-            f"--lengths {config.lengths}: a loss curve needs 5 points; name more, or more --repeats"
-        )
+    for name, within in (("reference_length", "lengths"), ("reference_bits", "bits_levels")):
+        if getattr(config, name) not in getattr(config, within):
+            raise ValueError(f"--{name} {getattr(config, name)}: must be among --{within}")
+    for name in ("lengths", "surface_lengths", "snr_levels", "bits_levels", "deadlines"):
+        values = getattr(config, name)
+        if not values or sorted(set(values)) != list(values):
+            raise ValueError(f"--{name} {values}: must ascend, and not be empty")
+    if config.snr_levels[0] - BELOW_DB < FINE[0]:
+        raise ValueError(f"--snr_levels {config.snr_levels[0]:g}: must be above -48 dB")
+    for bits in config.bits_levels:
+        if bits not in (*STEPS, *GROUPS):
+            known = ", ".join(f"{b:g}" for b in sorted((*STEPS, *GROUPS)))
+            raise ValueError(f"--bits_levels {bits:g}: choose from {known}")
+    if config.channel == QUANTISED:
+        raise ValueError(f"--channel {QUANTISED}: is of the digital link; the analog one has noise")
+    if not 0 < config.outage < 1:
+        raise ValueError(f"--outage {config.outage}: must lie within 0 and 1")
+    if not config.seeds:
+        raise ValueError("--seeds: name one at least, of which a model is trained")
     if config.cache == "none":
         raise ValueError("--cache none: the study reads cached tokens; name a folder")
-    if config.curve == "sweep" or shipped(config.sweep).is_file():
-        fit_sweep(config.sweep)
     check_writable(Path(config.out), "--out")
     if config.figures != "none":
         check_writable(Path(config.figures), "--figures")
-    flat = LossCurve(0.0, dict.fromkeys(KINDS, 1.0), dict.fromkeys(KINDS, 1.0), 0.0)
-    study = Study(config, models, hidden=1, curve=flat)
+    study = Study(config, models, hidden=2, surfaces=dict.fromkeys(LINKS, FLAT))
     for weight in (config.weight, *config.weights):
-        study.drop(0, weight=weight)  # which checks cell, budgets and lengths
+        study.drop(0, "analog", weight=weight)  # which checks cell, budgets and lengths
 
 
-def fit(points: list[dict]) -> LossCurve:
-    """The curve through points of `visual` and `audio` tokens and their `loss`."""
-    lengths = {kind: [p[kind] for p in points] for kind in KINDS}
-    return fit_loss_curve(lengths, [p["loss"] for p in points])
-
-
-def fit_sweep(path: str) -> LossCurve:
-    """The curve through the runs with `grid` of the sweep over token lengths.
-
-    Raises:
-        FileNotFoundError, ValueError: in a line that names the file.
-    """
-    if not shipped(path).is_file():
-        command = "python benchmarks/sweeps.py --only lengths"
-        raise FileNotFoundError(f"{path}: no sweep over token lengths; run `{command}` first")
-    try:
-        with open(shipped(path), newline="") as file:
-            rows = [r for r in csv.DictReader(file) if r["compression"] == "grid"]
-        lengths = {kind: [int(row[f"{kind}_tokens"]) for row in rows] for kind in KINDS}
-        return fit_loss_curve(lengths, [float(row["validation_loss"]) for row in rows])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not a sweep over token lengths ({error})") from None
-
-
-def snr_db(problem: Problem, found: Allocation) -> np.ndarray:
-    """dB, (users,): at which each user's tokens cross their own channel."""
-    return to_db(snr(found.bandwidth, found.power, problem.gain, problem.noise_density))
+FLAT = LossSurface(  # of a model that is not trained yet
+    np.array([1]), np.array([LOST_DB, 1.0]), 0.0, dict.fromkeys(KINDS, np.zeros((1, 2)))
+)
 
 
 def spent(study: Study, problem: Problem, found: Allocation) -> dict[str, float]:
-    """Where the slowest user's time goes (s), what users spend (J), and what is expected (nats)."""
-    heard = snr(found.bandwidth, found.power, problem.gain, problem.noise_density)
-    rates = found.bandwidth * np.log2(1 + heard)
-    seconds = problem.bits(found.lengths) / rates
-    slowest = int((problem.encode + seconds).argmax())
-    reading = problem.foundation_fixed + problem.foundation * found.lengths.sum()
-    flops = study.encode_flops(problem.users)
-    joules = energy(seconds, found.power, flops, study.config.joules_per_flop)
-    uses = channel_uses(found.lengths + problem.special, study.hidden)
+    """Where the time goes until the slowest user is heard (s), what users spend (J), what is
+    expected (nats), and the share of users of whom nothing arrives."""
+    ends = np.where(found.option > 0, problem.encode + found.seconds, 0)
+    slowest, sends = int(ends.argmax()), found.option > 0
+    tokens = problem.link.lengths[found.option]
+    reading = problem.foundation_fixed + problem.foundation * tokens.sum()
+    computed = study.encode_flops(problem.users) * study.config.joules_per_flop
+    lost = problem.importance * found.loss
+    coded = isinstance(problem.link, Digital) and np.isfinite(problem.link.coherence)
+    outage = np.where(sends, problem.link.outage if coded else 0, 1)
     return {
-        "encode_s": float(problem.encode[slowest]),
-        "uplink_s": float(found.latency - problem.encode[slowest]),
+        "encode_s": float(problem.encode[slowest] if sends.any() else 0),
+        "uplink_s": float(found.seconds[slowest]),
         "foundation_s": float(reading),
         "latency_s": float(found.latency + reading),
-        "analog_uplink_s": float(analog_seconds(uses, found.bandwidth).max()),
-        "energy_j_per_user": float(joules.mean()),
-        "tokens_per_user": float(found.lengths.mean()),
-        "loss": problem.loss(found.lengths),
+        "sending_j_per_user": float(found.energy.mean()),
+        "most_sending_j": float(found.energy.max()),  # of a user
+        "energy_j_per_user": float((found.energy + np.where(sends, computed, 0)).mean()),
+        "tokens_per_user": float(tokens.mean()),
+        "loss": float(problem.floor + lost.sum()),
+        "worst_loss": float(found.loss.max()),
+        "outage": float(outage.mean()),
+        "objective": found.objective,
+        "changeable": found.objective - problem.fixed,
     }
+
+
+def arrives(problem: Problem, found: Allocation) -> tuple[np.ndarray, np.ndarray]:
+    """What a model has to answer from: patch tokens and levels (SNR in dB, or bits an entry) of
+    each scene's two users, (scenes, 2) each. A silent user's level is that at which nothing
+    arrives."""
+    truth = found.power * problem.gain / problem.noise_density
+    sent = (problem.kind, found.option, found.bandwidth, found.seconds, truth)
+    levels = problem.link.level(*sent).astype(float)
+    lengths = np.maximum(problem.link.lengths[found.option], 1)
+    return lengths.reshape(-1, len(KINDS)), levels.reshape(-1, len(KINDS))
+
+
+def judged(problem: Problem, found: Allocation) -> Allocation:
+    """An allocation that was made for other gains, as it turns out with the problem's own."""
+    sends = found.option > 0
+    hertz = np.where(sends, found.bandwidth, 1.0)
+    truth = found.power * problem.gain / problem.noise_density
+    loss = problem.link.loss(problem.kind, found.option, hertz, truth, found.seconds, truth)
+    tokens = problem.link.lengths[found.option].sum()
+    objective = problem.objective(found.latency, tokens, loss, found.energy.sum())
+    return replace(found, loss=loss, objective=objective, bound=-np.inf)

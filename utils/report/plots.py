@@ -1,6 +1,7 @@
 """The figures of a run, readable at the size a README shows them."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -54,7 +55,7 @@ def save(figure: Figure, path: str | Path) -> str:
 
 def styles(labels: Iterable[str], **same) -> list[dict]:
     """How to plot a line for each label: colours and markers of their own, and what is `same`."""
-    looks = zip(labels, COLOURS, MARKERS, strict=False)
+    looks = zip(labels, cycle(COLOURS), cycle(MARKERS), strict=False)
     return [{"label": label, "color": c, "marker": m, **same} for label, c, m in looks]
 
 

@@ -224,7 +224,7 @@ def test_shape_and_dtype_are_kept(dtype):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"bits": 5}, "bits 5: choose from 4, 6, 8"),
+        ({"bits": 9}, "bits 9: choose from 1, 2, 3, 4, 5, 6, 7, 8"),
         ({"modulation": 3}, "modulation 3: choose from 2, 4, 6, 8 bits a symbol"),
         ({"rate": 0.1}, "code rate 0.1: must lie between 1/5 and 948/1024"),
         ({"rate": 1.0}, "code rate 1.0: must lie between 1/5 and 948/1024"),

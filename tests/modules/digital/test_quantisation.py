@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from modules.digital.quantisation import ERRORS, STEPS, from_bits, payload_bits, to_bits
+from modules.digital.quantisation import (
+    ERRORS,
+    STEPS,
+    from_bits,
+    payload_bits,
+    rounded,
+    to_bits,
+)
 from tests.helpers.draw import gaussian
 
 EACH = pytest.mark.parametrize("bits", STEPS)
@@ -67,3 +74,10 @@ def test_any_dtype_is_read(dtype):
     """Tokens of other precisions are quantised as float32 ones of the same values."""
     tokens = gaussian(3, 16).to(dtype)
     assert torch.equal(there_and_back(tokens, 6), there_and_back(tokens.float(), 6))
+
+
+@EACH
+def test_rounding_is_what_the_bits_bring(bits):
+    """Without making them, and to the last digit."""
+    tokens = gaussian(30, 24)
+    assert torch.equal(rounded(tokens, bits), there_and_back(tokens, bits))

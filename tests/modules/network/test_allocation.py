@@ -1,257 +1,271 @@
-"""The allocation: its blocks against independent solvers, the whole against exhaustive search."""
+"""The allocation: feasible, never above what it is compared with, never below its bound, and the
+bound against independent solvers."""
 
 from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
+from scipy.optimize import linprog
 
 from modules.network.allocation import (
     AllocationError,
-    Problem,
     allocate,
-    seconds_of_lengths,
-    split,
+    fairest,
+    given,
+    relaxed,
+    settled,
+    table,
 )
 from modules.network.baselines import (
+    ablations,
+    alternating,
     equal_split,
-    exhaustive,
     fixed_length,
-    given,
-    of_shares,
+    greedy,
+    held,
     proportional,
     random_split,
+    water_filling,
 )
-from modules.network.cell import Cell, rate
+from tests.helpers.network import BITS, LENGTHS, analog, digital, problem
+
+LINKS = {"analog": analog(), "digital": digital()}
+BOTH = pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
 
 
-def problem(users: int, seed: int, **other) -> Problem:
-    """A drop; by the seed bandwidth or power, latency or loss, encoding or sending weigh more."""
-    source, cell = np.random.default_rng(seed), Cell()
-    values = dict(
-        gain=cell.gains(cell.distances(users, source), source),
-        noise_density=cell.noise_density,
-        bandwidth=users * 10 ** source.uniform(4, 6),
-        power=users * 10 ** source.uniform(-3, -0.5),
-        user_power=np.full(users, 0.1),
-        token_bits=1024.0,
-        special=np.resize([1, 2], users),
-        lengths=(1, 4, 8, 16),
-        fall=np.resize([0.5, 0.2], users) / users,
-        exponent=np.resize([0.7, 1.2], users),
-        floor=0.4,
-        encode=source.choice([0, 0.01, 0.1]) * source.uniform(0.5, 1.5, users),
-        foundation=1e-5,
-        weight=source.uniform(0.1, 0.9),
-    )
-    return Problem(**{**values, **other})
-
-
-def latency(p: Problem, found) -> float:
-    """By Shannon's formula, from what users were given."""
-    rates = rate(found.bandwidth, found.power, p.gain, p.noise_density)
-    return (p.encode + p.bits(found.lengths) / rates).max()
-
-
-def check_feasible(p: Problem, found) -> None:
-    """Constraints to 1e-6 relative, and the latency is what it says."""
-    assert found.bandwidth.sum() <= p.bandwidth * (1 + 1e-6) and (found.bandwidth > 0).all()
-    assert found.power.sum() <= p.power * (1 + 1e-6)
+def check_feasible(p, found) -> None:
+    """Constraints to 1e-6 relative, and all that is told is what comes of the allocation."""
+    assert found.bandwidth.sum() <= p.bandwidth * (1 + 1e-6) and (found.bandwidth >= 0).all()
     assert (found.power <= p.user_power * (1 + 1e-6)).all() and (found.power >= 0).all()
-    assert np.isin(found.lengths, p.lengths).all()
-    assert latency(p, found) == pytest.approx(found.latency, rel=1e-6)
-    assert found.objective == pytest.approx(p.objective(found.lengths, latency(p, found)), rel=1e-6)
+    assert found.power.sum() <= p.power * (1 + 1e-6)
+    assert p.allowed[np.arange(p.users), found.option].all()
+    sends = found.option > 0
+    ends = np.where(sends, p.encode + found.seconds, 0)
+    assert found.latency == pytest.approx(ends.max()) and (ends <= p.deadline * (1 + 1e-6)).all()
+    assert (found.energy <= p.energy * (1 + 1e-6)).all()
+    assert found.energy == pytest.approx(found.power * found.seconds)
+    sent = (p.kind, found.option, np.where(sends, found.bandwidth, 1.0))
+    strength = found.power * p.gain / p.noise_density
+    needed = p.link.hertz(sent[0], sent[1], np.where(sends, found.seconds, 1.0), strength)
+    assert (found.bandwidth >= np.where(sends, needed, 0) * (1 - 1e-6)).all()
+    assert found.loss == pytest.approx(p.link.loss(*sent, strength))
+    lost = p.importance * found.loss
+    nats = p.floor + (lost.max() if p.fair else lost.sum())
+    seconds = found.latency + p.foundation_fixed + p.foundation * p.link.lengths[found.option].sum()
+    total = p.weight * seconds + (1 - p.weight) * nats + p.energy_weight * found.energy.sum()
+    assert found.objective == pytest.approx(total)
 
 
-def by_cvxpy(p: Problem, lengths: np.ndarray) -> float:
-    """The smallest T, from a general solver of convex programs (exponential cone)."""
-    cvxpy = pytest.importorskip("cvxpy")
-    share, power, latency = cvxpy.Variable(p.users), cvxpy.Variable(p.users), cvxpy.Variable()
-    snr = p.power * p.gain / (p.noise_density * p.bandwidth)  # with all power, over all bandwidth
-    nats = -cvxpy.rel_entr(share, share + cvxpy.multiply(snr, power))
-    unit = np.log(2) * p.bits(lengths) / p.bandwidth
-    scale = unit.max()  # so that the solver sees numbers about 1
-    uplink = cvxpy.multiply(unit / scale, cvxpy.inv_pos(nats))
-    limits = [
-        p.encode / scale + uplink <= latency,
-        cvxpy.sum(share) <= 1,
-        cvxpy.sum(power) <= 1,
-        power >= 0,
-        power <= p.user_power / p.power,
-    ]
-    cvxpy.Problem(cvxpy.Minimize(latency), limits).solve(
-        solver="CLARABEL", tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9
-    )
-    return float(latency.value) * scale
+def gap(p, found) -> float:
+    """Of the part that can be changed, and of the bound's."""
+    return (found.objective - found.bound) / (found.bound - p.fixed)
 
 
-@pytest.mark.parametrize("seed", range(12))
-def test_the_convex_block_agrees_with_another_solver(seed):
-    """Bandwidth and power: T as a general convex solver finds it, to 1e-5."""
-    p = problem(2 + seed % 7, seed)
-    lengths = np.random.default_rng(seed).choice(p.lengths, p.users)
-    found = split(p, lengths)
-    check_feasible(p, found)
-    assert found.latency == pytest.approx(by_cvxpy(p, lengths), rel=1e-5)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_prices_are_the_rise_of_the_latency(seed):
-    """The price of a token is by how much T rises when one user sends a little more."""
-    p = problem(4, seed)
-    lengths = np.array([4.0, 4.0, 4.0, 4.0])
-    at = split(p, lengths)
-    fine = replace(p, lengths=np.array([4.0, 4.0001]))
-    told = seconds_of_lengths(fine, at)[:, 1]
-    for m in range(4):
-        more = lengths.copy()
-        more[m] = 4.0001
-        assert split(fine, more).latency - at.latency == pytest.approx(told[m], rel=0.02, abs=1e-12)
-
-
-def test_alone_a_user_gets_everything():
-    """One user: all bandwidth, its most power, and T by Shannon's formula."""
-    p = problem(1, 3, power=0.05, user_power=0.1)
-    found = split(p, np.array([8.0]))
-    assert found.bandwidth == pytest.approx(p.bandwidth) and found.power == pytest.approx(0.05)
-    alone = p.bits(np.array([8.0])) / rate(p.bandwidth, 0.05, p.gain, p.noise_density)
-    assert found.latency == pytest.approx((p.encode + alone)[0], rel=1e-9)
-
-
-@pytest.mark.parametrize("seed", range(10))
-def test_the_objective_never_rises(seed):
-    """From one iteration to the next, from any start; the result keeps every constraint and is
-    below all baselines, which start from none of them and are feasible too."""
+@BOTH
+@pytest.mark.parametrize("seed", range(4))
+def test_the_allocation_and_its_bound(link, seed):
+    """Feasible, and within 1 % of what no allocation can be below; no method and no random
+    allocation is below the bound."""
     source = np.random.default_rng(seed)
-    p = problem(int(source.integers(1, 12)), seed, lengths=np.arange(1, 33))
-    others = [equal_split(p), proportional(p), fixed_length(p, 8), random_split(p, source)]
+    p = problem(link, 2 * int(source.integers(1, 7)), seed, weight=source.uniform(0.05, 0.9))
+    found = allocate(p)
+    check_feasible(p, found)
+    assert -1e-9 <= gap(p, found) < 0.01
+    others = [equal_split(p), proportional(p), fixed_length(p, 3), greedy(p), alternating(p)]
+    others += [random_split(p, source) for _ in range(10)]
     for other in others:
         check_feasible(p, other)
-    for start in (None, source.choice(p.lengths, p.users)):
-        found = allocate(p, start)
-        assert (np.diff(found.history) < 0).all() and found.history[-1] == found.objective
-        check_feasible(p, found)
-        assert all(found.objective <= other.objective * (1 + 1e-6) for other in others)
+        assert other.objective >= found.bound - 1e-9
 
 
-@pytest.mark.slow
-def test_near_the_optimum_on_small_instances():
-    """Within 1 % of exhaustive search on 19 of 20 instances of up to 4 users at the least."""
-    gaps = []
-    for seed in range(20):
-        users = 1 + seed % 4
-        p = problem(users, 100 + seed, **({"lengths": (1, 4, 16)} if users > 2 else {}))
-        gaps.append(allocate(p).objective / exhaustive(p).objective - 1)
-    assert min(gaps) > -1e-9, "nothing is better than the optimum"
-    assert np.mean(np.array(gaps) < 0.01) >= 0.95, gaps
+@pytest.mark.parametrize("link", [analog(), digital(LENGTHS[:4], BITS[:2])], ids=LINKS)
+def test_near_exhaustive_search(link):
+    """All options of two users by themselves, each with its best T: the joint allocation is no
+    more than 1 % above the best of them, and its bound not above it."""
+    p = problem(link, 2, 5)
+    best = np.inf
+    for pick in product(range(len(link.lengths)), repeat=2):
+        for latency in np.geomspace(0.011, 3, 120):
+            for each in settled(p, np.array(pick), latency / 2, latency):
+                best = min(best, each.objective)
+    found = allocate(p)
+    assert found.bound <= best * (1 + 1e-9)
+    assert found.objective - p.fixed <= (best - p.fixed) * 1.01
 
 
-@pytest.mark.parametrize("deadline", [np.inf, 0.2])
-def test_lengths_of_a_given_split_are_the_best(deadline):
-    """For fixed bandwidth and power no other lengths are better, by trying all."""
-    for seed in range(5):
-        p = problem(3, seed, deadline=deadline)
-        share = np.full(3, 1 / 3)
-        power = np.minimum(share * p.power, p.user_power)
-        tried = [
-            given(p, np.array(lengths), share * p.bandwidth, power).objective
-            for lengths in product(p.lengths, repeat=3)
-        ]
-        assert of_shares(p, share * p.bandwidth, power).objective == pytest.approx(min(tried))
+@BOTH
+@pytest.mark.parametrize("shared", [False, True])
+def test_for_a_given_time_the_bound_is_that_of_the_linear_program(link, shared):
+    """Mixtures of options within the budgets, as a solver of linear programs finds their cost."""
+    p = problem(link, 6, 3, power=0.3 if shared else np.inf, power_steps_db=(0.0, 3.0, 6.0, 12.0))
+    of = table(p, 0.03, 0.03)
+    shape, free = of.cost.shape, np.isfinite(of.hertz).ravel()
+    needs = [of.hertz, of.watts] if shared else [of.hertz]
+    budgets = [p.bandwidth, p.power] if shared else [p.bandwidth]
+    one_each = np.kron(np.eye(shape[0]), np.ones(shape[1]))[:, free]
+    rows = np.array([n.ravel()[free] / b for n, b in zip(needs, budgets, strict=True)])
+    solved = linprog(of.cost.ravel()[free], rows, np.ones(len(rows)), one_each, np.ones(p.users))
+    bound, picks = relaxed(of.cost, needs, budgets)
+    assert bound <= solved.fun + 1e-9
+    assert bound == pytest.approx(solved.fun, rel=2e-3 if shared else 1e-6)
+    used = [n[np.arange(p.users), picks[0]].sum() for n in needs]
+    assert all(u <= b * (1 + 1e-9) for u, b in zip(used, budgets, strict=True))
+
+
+def test_the_fairest_choice_is_the_fairest():
+    """Of all choices of three users within the budget none has a lower largest cost."""
+    source = np.random.default_rng(0)
+    for _ in range(20):
+        cost, hertz = source.random((3, 5)), source.random((3, 5))
+        hertz[:, 0] = 0
+        found, pick = fairest(cost, hertz, 1.0)
+        every = list(product(range(5), repeat=3))
+        rows = np.arange(3)
+        fits = [c for c in every if hertz[rows, c].sum() <= 1]
+        assert found == min(cost[rows, c].max() for c in fits) == cost[rows, pick].max()
+        assert hertz[rows, pick].sum() <= 1
+
+
+@BOTH
+def test_options_of_the_objective(link):
+    """Deadlines, importance, fairness, energy: each is kept, or moves what it should."""
+    p = problem(link, 8, 1, weight=0.2)
+    free = allocate(p)
+    soon = np.full(8, np.inf)
+    soon[0] = 0.02
+    kept = allocate(replace(p, deadline=soon))
+    check_feasible(replace(p, deadline=soon), kept)
+    hard = replace(p, weight=0.0, deadline=0.02)
+    kept = allocate(hard)
+    check_feasible(hard, kept)
+    assert kept.latency <= 0.02 * (1 + 1e-9) and gap(hard, kept) < 0.05
+    heavy = replace(hard, importance=hard.importance * np.r_[50.0, np.ones(7)])
+    assert allocate(heavy).loss[0] <= kept.loss[0] + 1e-12
+    fair = replace(hard, fair=True)
+    check_feasible(fair, allocate(fair))
+    assert allocate(fair).loss.max() <= kept.loss.max() + 1e-12
+    tired = replace(p, energy_weight=20.0)
+    check_feasible(tired, allocate(tired))
+    assert allocate(tired).energy.sum() < free.energy.sum()
+    bounded = replace(p, energy=free.energy.max() / 2)
+    check_feasible(bounded, allocate(bounded))
+
+
+@BOTH
+def test_power_that_is_shared(link):
+    """It is kept, more of it is no worse, and it is worth moving between users."""
+    p = problem(link, 6, 2, power=0.1, weight=0.3, bandwidth=2e5)
+    found = allocate(p)
+    check_feasible(p, found)
+    assert gap(p, found) < 0.03
+    assert allocate(replace(p, power=0.3)).objective <= found.objective * (1 + 1e-3)
+    for other in (equal_split(p), water_filling(p), greedy(p), alternating(p)):
+        check_feasible(p, other)
+        assert other.objective >= found.bound - 1e-9
+    poured = water_filling(p)
+    assert poured.power.sum() <= 0.1 * (1 + 1e-9)
+
+
+@BOTH
+def test_hands_that_are_tied(link):
+    """A held variable is held: equal bands, own power, one message; and the more is free the lower
+    is the objective."""
+    p = problem(link, 8, 4)
+    assert held(p, ("power", "length"), 3).user_bandwidth.tolist() == [p.bandwidth / 8] * 8
+    assert held(replace(p, power=0.4), ("length",), 3).user_power == pytest.approx([0.05] * 8)
+    assert set(allocate(held(p, ("bandwidth",), 3)).option) <= {0, 3}
+    found = {name: solve(p).objective for name, solve in ablations(3).items()}
+    assert list(found)[0] == "" and list(found)[-1] == "bandwidth and power and length"
+    best = found["bandwidth and power and length"]
+    assert best <= min(found.values()) + 0.006 * (best - p.fixed)
+    slack = 0.006 * (best - p.fixed)  # what the search leaves
+    assert found["bandwidth and length"] <= found["length"] + slack < found[""] + slack
 
 
 def test_weights_at_the_ends():
-    """Latency alone: the fewest tokens. Loss alone: the most."""
-    assert (allocate(problem(4, 0, weight=1.0)).lengths == 1).all()
-    assert (allocate(problem(4, 0, weight=0.0)).lengths == 16).all()
+    """Time alone counts: nobody sends. Loss alone: everyone sends the most."""
+    for link in LINKS.values():
+        assert (allocate(problem(link, 4, 0, weight=1.0)).option == 0).all()
+        most = allocate(problem(link, 4, 0, weight=0.0))
+        assert (link.lengths[most.option] == 32).all()
 
 
-def test_a_deadline_is_kept():
-    """Tokens are given up for it, and it binds."""
-    p = problem(4, 1, weight=0.01)
-    free = allocate(p).latency
-    kept = allocate(replace(p, deadline=free / 2))
-    assert kept.latency <= free / 2 and kept.objective >= allocate(p).objective
-
-
-def test_more_to_share_is_never_worse():
-    """The objective falls with bandwidth and with power."""
-    for name in ("bandwidth", "power"):
-        p = problem(5, 2)
-        found = [
-            allocate(replace(p, **{name: k * getattr(p, name)})).objective for k in (1, 2, 4, 8)
-        ]
-        assert (np.diff(found) <= 1e-6).all()
+@BOTH
+def test_more_bandwidth_is_never_worse(link):
+    """The objective falls with it, but for the gap that the search leaves; and by much where there
+    is little of it."""
+    asked = [problem(link, 6, 2, bandwidth=b) for b in (2.5e4, 1e5, 4e5, 1.6e6)]
+    found = [allocate(p) for p in asked]
+    changed = np.array([f.objective - p.fixed for f, p in zip(found, asked, strict=True)])
+    assert (changed[1:] <= changed[:-1] * 1.006).all() and changed[1] < 0.9 * changed[0]
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("seed", range(60))
-def test_numbers_over_many_decades(seed):
-    """Gains, budgets and payloads far apart: no overflow, the objective falls, constraints hold."""
+@BOTH
+@pytest.mark.parametrize("seed", range(8))
+def test_numbers_over_many_decades(link, seed):
+    """Gains, budgets and weights far apart: no overflow, constraints hold, the bound is one."""
     source = np.random.default_rng(seed)
     users = int(source.integers(1, 9))
     p = problem(
+        link,
         users,
         seed,
         gain=10 ** source.uniform(-20, -3, users),
         noise_density=10 ** source.uniform(-22, -16),
-        bandwidth=10 ** source.uniform(0, 10),
-        power=10 ** source.uniform(-6, 3),
-        user_power=10 ** source.uniform(-6, 3, users),
-        token_bits=10 ** source.uniform(0, 6),
-        lengths=np.unique(source.integers(1, 300, 8)),
-        fall=10 ** source.uniform(-4, 1, users) * source.integers(0, 2, users),
+        bandwidth=10 ** source.uniform(2, 9),
+        user_power=10 ** source.uniform(-6, 2, users),
         weight=source.choice([0, 1e-3, 0.5, 0.999, 1]),
+        encode=source.choice([0, 0.1]) * source.random(users),
     )
-    found = allocate(p)
+    found = allocate(p, most=60)
     check_feasible(p, found)
-    assert (np.diff(found.history) < 0).all()
-    assert found.objective <= equal_split(p).objective * (1 + 1e-4)
+    assert found.bound <= found.objective
 
 
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        ({"power": -1.0}, "power -1: must be above 0"),
         ({"user_power": [0.1, -0.1]}, "user_power -0.1"),
+        ({"power": 0.0}, "power 0: must be above 0"),
         ({"bandwidth": 0.0}, "bandwidth 0"),
         ({"bandwidth": float("nan")}, "bandwidth nan"),
-        ({"gain": [], "user_power": 0.1}, "users: a network needs one"),
-        ({"gain": [1e-10] * 3}, "user_power: 2 values for 3 users"),
+        ({"gain": [], "user_power": 0.1, "encode": 0.0, "kind": 0}, "users: a network needs one"),
+        ({"gain": [1e-10] * 3, "kind": 0}, "encode: 2 values for 3 users"),
         ({"gain": [1e-10, 0.0]}, "gain 0"),
-        ({"lengths": []}, "lengths"),
-        ({"lengths": [4, 2]}, "ascending"),
-        ({"lengths": [0, 2]}, "lengths 0"),
         ({"weight": 1.5}, "weight 1.5"),
         ({"encode": -0.1}, "encode -0.1"),
         ({"deadline": 0.0}, "deadline 0"),
+        ({"energy": 0.0}, "energy 0"),
+        ({"fair": True, "power": 0.1}, "fair: is for handsets"),
     ],
 )
 def test_bad_problems_get_one_line(wrong, says):
     """Negative power, zero users and the like are named, never computed with."""
-    values = dict(special=0, fall=0.1, exponent=1.0, encode=0.0)
     with pytest.raises(AllocationError, match=says) as error:
-        problem(2, 0, **{**values, **wrong})
+        problem(analog(), 2, 0, **wrong)
     assert "\n" not in str(error.value)
 
 
-def test_no_feasible_allocation_is_said():
-    """A deadline that nothing keeps ends in a line with what the fewest tokens take."""
-    with pytest.raises(AllocationError, match="deadline 1e-06 s: no allocation") as error:
-        allocate(problem(3, 0, deadline=1e-6))
-    assert "\n" not in str(error.value)
+def test_a_deadline_that_nothing_keeps():
+    """Nobody sends, which is an allocation and says so."""
+    found = allocate(problem(analog(), 4, 0, deadline=1e-6))
+    assert (found.option == 0).all() and found.latency == 0
 
 
 def test_an_allocation_from_elsewhere_is_checked():
     """One's own allocation enters by `given`, which refuses what there is not."""
-    p = problem(2, 0)
+    p = problem(analog(), 2, 0)
     half = np.full(2, 0.5)
-    fine = dict(lengths=p.lengths[:2], bandwidth=half * p.bandwidth, power=half * min(p.power, 0.1))
+    fine = dict(option=np.array([1, 2]), bandwidth=half * p.bandwidth, power=p.user_power)
     assert given(p, **fine).objective > 0
     for name, value, says in (
         ("bandwidth", half * p.bandwidth * 1.1, "bandwidth"),
-        ("power", np.array([0.11, 1e-6]), "power"),
-        ("lengths", np.array([1, 3]), "lengths"),
+        ("power", np.array([0.21, 1e-6]), "power"),
     ):
         with pytest.raises(AllocationError, match=says):
             given(p, **{**fine, name: value})
+    few = replace(p, allowed=np.arange(7) < 2)
+    with pytest.raises(AllocationError, match="option"):
+        given(few, **fine)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-import task_network
 from modules.channel import Channel
+from modules.digital.quantised import Quantised
+from modules.network.links import LOST_DB
+from tests.helpers.draw import gaussian
 from tests.helpers.stages import RandomClips, answering, questions
-from utils.network import answers
-from utils.network.answers import Answers, loss_at, measure_lengths, right_answers
+from utils.network.answers import Answers, measure
 
 
 @pytest.fixture(scope="module")
@@ -25,93 +26,145 @@ def made():
 
 
 @pytest.fixture
-def in_parts(monkeypatch):
-    """Batches of five questions, of which the last is short."""
-    monkeypatch.setattr(answers, "batches", partial(answers.batches, batch=5))
-
-
-def test_every_question_is_answered_at_its_own(made, in_parts, monkeypatch):
-    """Each question of all batches once, at the lengths and SNRs of its row, and asked at the base
-    station."""
+def asking(made):
+    """What asks them, in batches of five questions of which the last is short."""
     model, clips, tokenizer = made
-    seen, asked = [], []
-
-    def spy(batch, noise, snr_db, lengths, do):
-        assert snr_db.pop("text") == math.inf and do == "check"
-        seen.append([np.stack([of[k] for k in ("visual", "audio")], 1) for of in (lengths, snr_db)])
-        asked.extend(row.video_id for row in batch.rows)
-        return torch.tensor([row.answer == "two" for row in batch.rows])
-
-    monkeypatch.setattr(model, "forward", spy)
-    lengths, snr = np.arange(24).reshape(12, 2), np.arange(24.0).reshape(12, 2)
-    right = right_answers(model, clips, tokenizer, lengths, snr, seed=0)
-    assert right.tolist() == [True, False] * 6 and asked == [str(i) for i in range(12)]
-    for found, wanted in zip(zip(*seen, strict=True), (lengths, snr), strict=True):
-        assert len(found) == 3 and np.array_equal(np.concatenate(found), wanted)
+    return partial(Answers, model, {"val": clips}, tokenizer, "val", batch=5)
 
 
-def test_loss_at_is_the_mean_over_answer_tokens(made, in_parts):
-    """That of all questions in one batch. It does not depend on the seed without noise, and repeats
-    with noise."""
-    still = [loss_at(*made, (4, 4), math.inf, seed) for seed in (0, 1)]
-    assert still[0] == pytest.approx(still[1], rel=1e-6)
-    noisy = [loss_at(*made, (4, 4), -6.0, seed) for seed in (0, 0, 1)]
-    assert noisy[0] == noisy[1] != noisy[2]
+@pytest.fixture
+def quantised(made, monkeypatch):
+    """The model behind the digital link, with a codebook of a quarter of a bit."""
+    books = {0.25: gaussian(4, 256, 32)}
+    monkeypatch.setitem(made[0].system._modules, "channel", Quantised(books))
+
+
+def pairs(*values):
+    return np.array(values).reshape(-1, 2)
+
+
+def test_what_comes_is_what_the_model_says(made, asking):
+    """Right answers, nats and tokens of every question are those of the model's own `check` and
+    `loss`, where nothing is random."""
     model, clips, tokenizer = made
-    ((batch, noise),) = answers.batches.func(model, clips, tokenizer, seed=0)
+    answer = asking(batch=12)
+    (batch,) = answer.batches
+    found = answer(pairs(4, 4), pairs(math.inf, math.inf))
+    at = {"visual": math.inf, "audio": math.inf, "text": math.inf}
     lengths = dict.fromkeys(("visual", "audio"), np.full(12, 4))
     with torch.inference_mode():
-        assert model(batch, noise, math.inf, lengths).item() == pytest.approx(still[0], rel=1e-5)
+        right = model(batch, None, at, lengths, do="check")
+        assert found.loss == pytest.approx(model(batch, None, at, lengths).item(), rel=1e-4)
+    assert found.right.tolist() == right.tolist()
+    assert found.tokens.tolist() == batch.answer_mask.sum(dim=1).tolist()
+    parts = asking()(pairs(4, 4), pairs(math.inf, math.inf))
+    assert parts.nats == pytest.approx(found.nats, rel=1e-4)
 
 
-def test_lengths_are_measured_for_each_modality_and_both(made, monkeypatch):
-    """Each point once for every seed: one modality at the reference length while the other takes
-    all, and both together."""
-    monkeypatch.setattr(answers, "loss_at", lambda *asked: asked[3:])
-    config = replace(
-        task_network.PRESETS["mini"], lengths=[1, 4], reference_length=4, repeats=2, curve_snr_db=-5
-    )
-    found = [tuple(point.values()) for point in measure_lengths(config, *made)]
-    pairs = [(1, 4), (4, 1), (1, 1), (4, 4)]
-    assert found == [(*pair, seed, (pair, -5, seed)) for pair in pairs for seed in (0, 1)]
-
-
-def test_clips_are_spread_over_the_scenes(made, monkeypatch):
-    """All questions of a clip are answered in one scene, clips take turns, and a link stands in
-    place of the channel for one call."""
-    model, clips, tokenizer = made
+def test_every_question_is_asked_in_its_scene(made, asking, monkeypatch):
+    """Clips take turns in the scenes, with the lengths and levels of these, asked at the base
+    station; all questions of a clip in one scene, also where a batch ends between them."""
+    model, clips, _ = made
     rows = [replace(row, video_id=str(i // 3)) for i, row in enumerate(clips.rows)]  # 4 clips
     monkeypatch.setattr(clips, "rows", rows)
-    channel, link, seen = Channel(), Channel("none"), []
+    seen, receive = [], model.receive
 
-    def right(model, clips, tokenizer, lengths, snr_db, seed):
-        seen.append((lengths.tolist(), model.system.channel))
-        return np.arange(12) % 3 == 0
+    def spy(batch, noise, snr_db, lengths):
+        assert snr_db["text"] == math.inf
+        levels = [snr_db[k].tolist() for k in ("visual", "audio")]
+        seen.extend(zip(lengths["visual"], lengths["audio"], *levels, strict=True))
+        return receive(batch, noise, snr_db, lengths)
 
-    monkeypatch.setattr(answers, "right_answers", right)
-    answer = Answers(model, clips, tokenizer, channel, seed=0)
-    lengths = np.array([[1, 2], [3, 4]])
-    assert answer(lengths, lengths * 1.0, link) == pytest.approx([1 / 3] * 4)
-    answer(lengths, lengths * 1.0)
-    assert seen[0][0] == 3 * [[1, 2]] + 3 * [[3, 4]] + 3 * [[1, 2]] + 3 * [[3, 4]]
-    assert seen[0][1] is link and seen[1][1] is channel
+    monkeypatch.setattr(model, "receive", spy)
+    asking()(pairs(1, 2, 3, 4), pairs(0.0, 6.0, -6.0, 12.0))
+    a, b = (1, 2, 0.0, 6.0), (3, 4, -6.0, 12.0)
+    assert seen == [a, b, b, a, b, b]  # batches of 5, 5 and 2 questions about clips 0 to 3
 
 
-def test_questions_of_a_clip_are_asked_in_one_scene(made, in_parts, monkeypatch):
-    """Where questions share a clip its lengths and SNRs are given once for all of them, also where
-    the end of a batch parts them."""
+def test_noise_is_of_its_seed(asking):
+    """The same seed is the same noise, another one another."""
+    a, b, c = (asking()(pairs(4, 4), pairs(-6.0, -6.0), seed=s) for s in (0, 0, 1))
+    assert (a.nats == b.nats).all() and (a.nats != c.nats).any()
+
+
+def test_nothing_arrives_at_the_lowest_level(asking, request):
+    """On both links alike, whatever was sent; and bits matter on the digital one."""
+    analog = asking()
+    clear = analog(pairs(4, 4), pairs(math.inf, math.inf)).nats
+    lost = analog(pairs(1, 1), pairs(LOST_DB, LOST_DB)).nats
+    assert analog.link == "analog"
+    request.getfixturevalue("quantised")
+    answer = asking()
+    assert answer.link == "digital"
+    assert answer(pairs(1, 1), pairs(0.0, 0.0)).nats == pytest.approx(lost, rel=1e-2)
+    coarse, fine, least = (answer(pairs(4, 4), pairs(q, q)).nats for q in (1.0, 8.0, 0.25))
+    assert np.abs(fine - clear).max() < np.abs(coarse - clear).max()
+    assert (least != coarse).any() and np.abs(least - lost).max() > 1e-3
+
+
+def test_special_tokens_alone(made, asking):
+    """Length 0 sends no patch token: patches do not change the answer."""
+    model, clips, _ = made
+    answer = asking()
+    before = answer(pairs(0, 0), pairs(math.inf, math.inf)).nats
+    with torch.inference_mode():
+        for batch in answer.batches:
+            batch.visual[:, 1:], batch.audio[:, 2:] = 0.5, -0.5
+    after = answer(pairs(0, 0), pairs(math.inf, math.inf)).nats
+    assert after == pytest.approx(before, rel=1e-5)
+
+
+def test_what_was_asked_is_kept(made, asking, tmp_path, monkeypatch):
+    """A second time it is read, but for other lengths, another seed, channel or version."""
+    sent = (pairs(4, 4), pairs(0.0, 0.0))
+    first = asking(folder=tmp_path, version="a")(*sent)
+    asked = []
+
+    def ask(self, *rest):
+        asked.append((self.link, rest[2]))
+        return np.zeros((3, 12))
+
+    monkeypatch.setattr(Answers, "_ask", ask)
+    again = asking(folder=tmp_path, version="a")
+    assert (again(*sent).nats == first.nats.astype(np.float32)).all() and not asked
+    again(pairs(4, 2), sent[1])
+    again(*sent, seed=1)
+    asking(folder=tmp_path, version="b")(*sent)
+    for channel in (Quantised(), Channel("rayleigh")):
+        monkeypatch.setitem(made[0].system._modules, "channel", channel)
+        asking(folder=tmp_path, version="a")(*sent)
+    analog = [("analog", 0), ("analog", 1), ("analog", 0)]
+    assert asked == [*analog, ("digital", 0), ("analog", 0)]
+
+
+def test_captions_are_read_as_text(made, asking):
+    """By the language model without LoRA; a caption costs its tokens by their numbers."""
     model, clips, tokenizer = made
-    rows = [replace(row, video_id=str(i // 3)) for i, row in enumerate(clips.rows)]  # 4 clips
-    monkeypatch.setattr(clips, "rows", rows)
-    seen = []
+    captions = {row.video_id: "In a park we see a cello." for row in clips.rows}
+    answer = asking()
+    found, bits = answer.from_captions(captions)
+    each = math.ceil(math.log2(len(model.system.foundation.words())))
+    words = len(tokenizer([" In a park we see a cello."])["input_ids"][0])
+    assert bits == each * words and (found.nats > 0).all() and len(found.right) == 12
+    other, _ = answer.from_captions(dict.fromkeys(captions, "On a street a drum."))
+    assert (other.nats != found.nats).any()
 
-    def spy(batch, noise, snr_db, lengths, do):
-        seen.extend(np.stack([lengths[k] for k in ("visual", "audio")], 1).tolist())
-        assert all(len(snr_db[k]) == len(batch.visual) for k in ("visual", "audio"))
-        return torch.ones(len(batch.rows), dtype=torch.bool)
 
-    monkeypatch.setattr(model, "forward", spy)
-    of_clip = np.arange(8).reshape(4, 2)
-    lengths = of_clip.repeat(3, axis=0)
-    assert len(right_answers(model, clips, tokenizer, lengths, lengths * 1.0, seed=0)) == 12
-    assert seen == of_clip[[0, 1, 1, 2, 3, 3]].tolist()  # batches of 5, 5 and 2 questions
+def test_points_of_a_surface(asking, monkeypatch):
+    """Each pair of length and level of one modality with the other at its best, some of both alike,
+    and nothing of either or both; once for every seed."""
+    asked = []
+
+    def ask(self, lengths, levels, seed):
+        asked.append((tuple(zip(lengths[0].tolist(), levels[0].tolist(), strict=True)), seed))
+        return np.ones((3, 12))
+
+    monkeypatch.setattr(Answers, "_ask", ask)
+    found = measure(asking(), [1, 4], [-9.0, 9.0], repeats=2)
+    best, lost = (4, 9.0), (1, LOST_DB)
+    sent = {point for point, _ in asked}
+    assert {(lost, best), (best, lost), (lost, lost), (best, best)} <= sent
+    for pair in ((1, -9.0), (1, 9.0), (4, -9.0)):
+        assert {(pair, best), (best, pair)} <= sent
+    assert sorted(asked) == sorted((point, seed) for point in sent for seed in (0, 1))
+    assert all(point["loss"] == 1 and point["accuracy"] == 1 for point in found)

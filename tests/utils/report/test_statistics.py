@@ -9,6 +9,8 @@ from utils.report.statistics import (
     crossed,
     curve,
     interval,
+    paired_ratio,
+    quantiles,
     steps_ratio,
     steps_to_reach,
     verdict,
@@ -148,3 +150,20 @@ def test_values_by_seed_are_kept():
     """A mean stands beside what it is of."""
     found = by_seed([0.5, 0.7])
     assert found["mean"] == pytest.approx(0.6) and found["values"] == [0.5, 0.7]
+
+
+def test_quantiles_of_what_has_no_mean():
+    """Of values that may be infinite, each is one of them."""
+    found = quantiles([3.0, 1.0, np.inf, 2.0, 4.0])
+    assert found == {"p10": 1.0, "p50": 3.0, "p90": np.inf}
+
+
+def test_paired_ratios_are_of_the_same_cases():
+    """Cases far apart do not hide that one side is always a tenth lower."""
+    cases = 10 ** np.random.default_rng(1).uniform(-3, 3, 60)
+    found = paired_ratio(0.9 * cases, cases)
+    assert found["median_ratio"] == pytest.approx(0.9) and found["lower_in"] == 1
+    assert found["ci95"] == pytest.approx([0.9, 0.9])
+    noise = 10 ** np.random.default_rng(2).normal(0, 0.3, 60)
+    low, high = paired_ratio(noise * cases, cases)["ci95"]
+    assert low < 1 < high and paired_ratio([0.0], [0.0])["median_ratio"] == 1

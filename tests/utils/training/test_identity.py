@@ -30,7 +30,8 @@ THROUGH = {  # what a run goes through
     ),
     "task_align.py": ("task_align.py", "utils/report/metrics.py", "utils/training/run.py"),
 }
-BESIDE = ("modules/network", "modules/digital", "utils/network", "utils/report/plots.py",
+BESIDE = ("modules/network", "modules/digital/link.py", "modules/digital/code_block.py",
+          "utils/network", "utils/report/plots.py",
           "utils/report/tsne.py", "utils/runs.py", "utils/hf-download.py",
           "task_network.py")  # fmt: skip
 

@@ -1,0 +1,125 @@
+"""The numbers of docs/network.md, as task_network.py left them.
+
+python -m utils.network.page            the tables, to be put under `What came out`
+"""
+
+import json
+from pathlib import Path
+
+PATH = Path("checkpoint/network-mini.json")
+
+
+def decisive(metrics: dict) -> list[str]:
+    """Whether the joint allocation answers better than an equal split in equal time, and whether it
+    takes less time to answer as well, by paired intervals; what does not hold comes first."""
+    found = []
+    for link, of in metrics["measured"]["by_deadline"].items():
+        gain = of["accuracy_at_equal_latency"]["equal split"]
+        mean, width = 100 * gain["mean"], 100 * (gain["ci95"] or 0)
+        says = "more accurate" if mean > width else "not more accurate, as far as can be told,"
+        line = f"- **{link}**: in equal time the joint allocation is {says} than the equal split: "
+        found.append((mean > width, f"{line}{mean:+.1f} ± {width:.1f} points."))
+        ratio = of["latency_at_equal_accuracy"]["equal split"]
+        holds = ratio["high"] is not None and ratio["high"] < 1
+        says = "less" if holds else "not less, as far as can be told,"
+        line = f"- **{link}**: for equal accuracy it takes {says} time than the equal split: "
+        found.append((holds, f"{line}{share(*ratio.values())} of it."))
+    return [line for _, line in sorted(found, key=lambda each: each[0])]
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def head(*cells: str) -> list[str]:
+    return ["", row(*cells), "|" + "---|" * len(cells)]
+
+
+def tables(metrics: dict) -> list[str]:
+    """Everything of it that the page shows."""
+    minutes = metrics["seconds_after_training"] / 60
+    return [
+        f"The study took {minutes:.0f} minutes after training.",
+        *bounds(metrics),
+        *predictions(metrics),
+        *methods(metrics),
+        *variables(metrics),
+        *messages(metrics),
+    ]
+
+
+def bounds(metrics: dict) -> list[str]:
+    """How near the joint allocation is to what no allocation can be below."""
+    lines = head("against the lower bound", "mean gap", "worst gap")
+    for link, of in metrics["vs_lower_bound"].items():
+        for each in (of, of["many"]):
+            gaps = (f"{100 * each[k]:.2f} %" for k in ("mean_gap", "worst_gap"))
+            lines.append(row(f"{link}, {each['instances']} drops of {each['users']} users", *gaps))
+    seconds = metrics["seconds_1000_users"]["slowest"]
+    return [*lines, "", f"1,000 users take {seconds:.1f} s at most."]
+
+
+def predictions(metrics: dict) -> list[str]:
+    """Whether predicted losses came true."""
+    lines = head("measured against predicted loss", "slope", "R²", "mean difference (nats)")
+    for link, of in metrics["measured"]["agreement"].items():
+        lines.append(row(link, f"{of['slope']:.2f}", f"{of['r2']:.2f}", f"{of['offset']:+.3f}"))
+    return lines
+
+
+def methods(metrics: dict) -> list[str]:
+    """Each link's methods: what they spend, and the joint allocation beside them."""
+    lines = []
+    for link, of in metrics["vs_baselines"].items():
+        answers = metrics["measured"]["by_deadline"][link]
+        lines += head(
+            link,
+            "median latency (ms)",
+            "median loss (nats)",
+            "share of users not heard",
+            "joint's share of what can be changed",
+            "joint's points more in equal time",
+            "joint's share of the latency for equal accuracy",
+        )
+        for name, spent in of["spent"].items():
+            cells = [f"{1000 * spent['latency_s']['p50']:.0f}", f"{spent['loss']['p50']:.3f}",
+                     f"{100 * spent['outage_probability']:.1f} %", "", "", ""]  # fmt: skip
+            if name in of["ratios"]:
+                gain = answers["accuracy_at_equal_latency"][name]
+                cells[3] = share(of["ratios"][name]["median_ratio"], *of["ratios"][name]["ci95"])
+                cells[4] = f"{100 * gain['mean']:+.1f} ± {100 * (gain['ci95'] or 0):.1f}"
+                cells[5] = share(*answers["latency_at_equal_accuracy"][name].values())
+            lines.append(row(name, *cells))
+    return lines
+
+
+def share(found: float | None, low: float | None, high: float | None) -> str:
+    """A ratio with its interval; none where one is without end."""
+    told = ("none" if value is None else f"{value:.2f}" for value in (found, low, high))
+    return "{} ({} to {})".format(*told)
+
+
+def variables(metrics: dict) -> list[str]:
+    """What each variable brings."""
+    lines = head("chosen", "link", "power", "share of what can be changed without a choice")
+    for link, of in metrics["variables"].items():
+        for regime, rows in of.items():
+            for name, found in rows.items():
+                lines.append(row(name, link, regime, share(found["median_ratio"], *found["ci95"])))
+    return lines
+
+
+def messages(metrics: dict) -> list[str]:
+    """Analog and digital messages in as many channel uses."""
+    found = metrics["measured"]["over_messages"]
+    some = range(0, len(found["snr_db"]), 3)
+    snr = [f"{found['snr_db'][i]:g} dB" for i in some]
+    lines = head(f"accuracy in {found['channel_uses']:,} channel uses a clip", *snr)
+    for name, curve in found["curves"].items():
+        lines.append(row(name, *(f"{100 * curve[i]:.1f} %" for i in some)))
+    return lines
+
+
+if __name__ == "__main__":
+    found = json.loads(PATH.read_text())
+    print("\n".join([*decisive(found), "", *tables(found)]))
