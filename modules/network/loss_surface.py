@@ -5,9 +5,10 @@
 The level is the SNR in dB of the analog link, or the bits an entry of the digital one; at the
 lowest level nothing arrives. `excess` is what is lost against the best of what was measured. More
 tokens and a higher level never cost accuracy: among the surfaces that never rise the fit takes the
-nearest to the measured points (isotonic regression in two dimensions: Dykstra and Robertson, An
-algorithm for isotonic regression for two or more independent variables, Annals of Statistics,
-1982). Between its points it is linear in the level and in the logarithm of the length.
+nearest to the measured points in proportion to their loss, so that it is true where users are
+served well (isotonic regression in two dimensions: Dykstra and Robertson, An algorithm for isotonic
+regression for two or more independent variables, Annals of Statistics, 1982). Between its points
+it is linear in the level and in the logarithm of the length.
 """
 
 from dataclasses import dataclass
@@ -56,11 +57,12 @@ def fit_loss_surface(points: list[dict], kinds: tuple[str, ...]) -> LossSurface:
     if not np.isfinite(loss).all():
         raise ValueError("a loss surface needs finite losses")
     place, weight = {}, {}
+    counts = 1 / np.maximum(loss, 1e-3) ** 2  # what a point's squared error weighs
     for k, of in pairs.items():
         place[k] = np.searchsorted(lengths, of[:, 0]) * len(levels) + np.searchsorted(
             levels, of[:, 1]
         )
-        weight[k] = np.bincount(place[k], minlength=len(lengths) * len(levels)).astype(float)
+        weight[k] = np.bincount(place[k], counts, len(lengths) * len(levels))
         lacking = weight[k].reshape(len(lengths), -1)[:, 1:] == 0
         if lacking.any() or not weight[k].reshape(len(lengths), -1)[:, 0].any():
             raise ValueError(f"a loss surface needs every pair of length and level of {k}")
@@ -69,7 +71,7 @@ def fit_loss_surface(points: list[dict], kinds: tuple[str, ...]) -> LossSurface:
     for _ in range(ROUNDS):
         for k in kinds:
             rest = loss - floor - sum(excess[o].ravel()[place[o]] for o in kinds if o != k)
-            total = np.bincount(place[k], rest, lengths.size * levels.size)
+            total = np.bincount(place[k], counts * rest, lengths.size * levels.size)
             each = [x.reshape(len(lengths), -1).copy() for x in (total, weight[k])]
             for of in each:  # where nothing arrives lengths do not matter
                 of[:, 0] = of[:, 0].mean()

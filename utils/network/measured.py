@@ -3,7 +3,7 @@ answers, and analog beside digital messages."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import cycle
+from itertools import cycle, product
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from utils.report.statistics import crossed
 
 DRAWS = 1000  # of a bootstrap
 HELD_OUT = 10_000  # the first drop that nothing else looks at
+BANDWIDTHS = (1.0, 0.25, 0.06)  # shares of the study's, with which predictions are checked
 
 
 def surface_points(config: Any, ask: list[dict]) -> dict[str, list[dict]]:
@@ -36,7 +37,7 @@ def parts(study: Study, ask: list[dict]) -> dict[str, Callable[[], dict]]:
     test questions of both links, of each trained seed."""
     c, first = study.config, ask[0]
     captions = mini_captions(c.mini_clips[2]) if c.preset == "mini" else None
-    held_out = range(HELD_OUT, HELD_OUT + c.few)
+    held_out = range(HELD_OUT, HELD_OUT + c.few * len(BANDWIDTHS))
     return {
         "agreement": partial(agreement, study, {k: first[k]["val"] for k in LINKS}, held_out),
         "by_deadline": partial(by_deadline, study, ask, c.drops, c.passes),
@@ -52,14 +53,16 @@ def mini_captions(count: int) -> dict[str, str]:
 
 def agreement(study: Study, answers: dict[str, Answers], drops: Sequence[int]) -> dict:
     """Predicted against measured validation loss of drops that nothing was fitted to, by the joint
-    allocation and the equal split; drops take turns in the study's weights, so that losses spread.
-    Each takes all questions of the split."""
+    allocation and the equal split; drops take turns in the study's weights, and in shares of its
+    bandwidth, so that losses spread. Each takes all questions of the split."""
+    budgets = [*product(BANDWIDTHS, study.config.weights)]
     found = {}
     for link, answer in answers.items():
         points = []
-        for drop, weight in zip(drops, cycle(study.config.weights), strict=False):
+        for drop, (share, weight) in zip(drops, cycle(budgets), strict=False):
+            bandwidth = share * study.config.bandwidth
             for name in ("joint", "equal split"):
-                problem = study.drop(drop, link, weight=weight)
+                problem = study.drop(drop, link, weight=weight, bandwidth=bandwidth)
                 result = study.methods[name](problem)
                 lost = (problem.importance * result.loss).sum()
                 asked = answer(*arrives(problem, result), seed=1000 + drop)

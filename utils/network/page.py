@@ -16,14 +16,22 @@ def decisive(metrics: dict) -> list[str]:
     for link, of in metrics["measured"]["by_deadline"].items():
         gain = of["accuracy_at_equal_latency"]["equal split"]
         mean, width = 100 * gain["mean"], 100 * (gain["ci95"] or 0)
-        says = "more accurate" if mean > width else "not more accurate, as far as can be told,"
-        line = f"- **{link}**: in equal time the joint allocation is {says} than the equal split: "
-        found.append((mean > width, f"{line}{mean:+.1f} ± {width:.1f} points."))
+        line = (
+            f"- **{link}**: in equal time the joint allocation answers {mean:+.1f} ± {width:.1f} "
+        )
+        says = "points more than the equal split."
+        if mean <= width:
+            says = "points more than the equal split, which does not show that it is better."
+        found.append((mean > width, line + says))
         ratio = of["latency_at_equal_accuracy"]["equal split"]
         holds = ratio["high"] is not None and ratio["high"] < 1
-        says = "less" if holds else "not less, as far as can be told,"
-        line = f"- **{link}**: for equal accuracy it takes {says} time than the equal split: "
-        found.append((holds, f"{line}{share(*ratio.values())} of it."))
+        line = (
+            f"- **{link}**: for equal accuracy it takes {share(*ratio.values())} of the time that "
+        )
+        says = "the equal split takes."
+        if not holds:
+            says = "the equal split takes, which does not show that it is faster."
+        found.append((holds, line + says))
     return [line for _, line in sorted(found, key=lambda each: each[0])]
 
 
