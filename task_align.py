@@ -1,6 +1,6 @@
 """Stage 1, token alignment: teach the transceivers of picture and sound to send tokens that the
 language model's own text embeddings would recognise. Frozen encoders and language model, InfoNCE
-against each clip's caption (VALOR-32K) plus text reconstruction. arXiv 2505.07841.
+against each clip's caption (VALOR-32K) plus the loss of writing it. arXiv 2505.07841.
 
     python task_align.py                        the mini world, made when missing
     python task_align.py --preset paper         the published models and data

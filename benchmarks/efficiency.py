@@ -1,7 +1,7 @@
-"""What clips, steps and logits cost: `python benchmarks/efficiency.py`, some 25 minutes on 2 cores.
+"""What clips, steps and logits cost: `python benchmarks/efficiency.py`, about 25 minutes, 2 cores.
 
-`--only contended` measures again how steps fare beside other work, `--only packed` what questions
-that share a clip's media save, and the rest is kept.
+`--only contended` measures only steps beside other work, `--only packed` only what questions that
+share a clip's media save; the other results in the file are kept.
 
 Everything is measured in one run, each measurement in a process of its own so that its peak memory
 is its own, on models of the published sizes with random weights (benchmarks/full_size.py). The

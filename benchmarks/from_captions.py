@@ -1,6 +1,6 @@
 """What the language model answers when it reads each clip's caption as clean text in place of its
-media: the ceiling of what any transmission can bring about. LoRA is trained as in task_avqa.py, for
-as many steps, and nothing else is. For the mini world alone, which knows the captions of all clips.
+media: an upper limit for any transmission. LoRA is trained as in task_avqa.py, for
+as many steps, and nothing else is. For the mini world only, which has captions of all clips.
 """
 
 from dataclasses import dataclass

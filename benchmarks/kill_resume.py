@@ -1,7 +1,7 @@
 """Kills both stages at random moments and lets them go on: `python benchmarks/kill_resume.py`.
 
-A run of each stage is killed (SIGKILL) again and again, at a moment drawn anew each time, from its
-first import to its last file; each time the same command with --resume true goes on. In the end
+A run of each stage is killed (SIGKILL) again and again, each time at a random moment between its
+first import and its last file, then continued by the same command with --resume true. At the end,
 weights and loss rows must be those of a run that was never killed, to the last bit. Writes
 benchmarks/kill_resume.json and prints the counts.
 """
