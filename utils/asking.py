@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from modules.network.cell import analog_seconds
 from modules.system import MEDIA, Answering
 from modules.token_compression import clip_uses, side_bits
 from modules.token_transmitter import Encoded
@@ -130,6 +129,6 @@ def table(sent: dict[str, tuple[int, float]], bandwidth: float) -> str:
     together = sum(tokens for tokens, _ in sent.values()), sum(uses for _, uses in sent.values())
     lines = [f"{'sent':10}{'tokens':>8}{'channel uses':>15}{f'ms at {bandwidth / 1e6:g} MHz':>17}"]
     for name, (tokens, uses) in {**sent, "together": together}.items():
-        ms = 1000 * analog_seconds(uses, bandwidth)
+        ms = 1000 * uses / bandwidth  # a symbol a hertz and second
         lines.append(f"{name:10}{tokens:8,}{uses:15,.0f}{ms:17,.3f}")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NoReturn
@@ -101,7 +102,7 @@ CHOICES = {
     "media": ("extraction", "videos"),
     "dtype": ("float32", "bfloat16", "float16"),
     "compression": COMPRESSIONS,
-    "channel": (*CHANNELS, QUANTISED),
+    "channel": ChainMap({QUANTISED: None}, CHANNELS),  # also of a channel that is added later
     "contrast": CONTRASTS,
     "receiver": RECEIVERS,
     "text_receiver": TEXT_RECEIVERS,

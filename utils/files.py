@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]  # of this repository
-SHIPPED = ("checkpoint/mini", "imgs/token_length.csv")  # come with it
+SHIPPED = "checkpoint/mini"  # comes with it
 
 
 def shipped(path: str | Path) -> Path:
     """A path in the working directory, as all are; what comes with this repository is found there
     where the working directory has none of its own."""
     path = Path(path)
-    ours = any(path.is_relative_to(place) for place in SHIPPED)
-    return ROOT / path if ours and not path.exists() else path
+    ours = path.is_relative_to(SHIPPED) and not path.exists()
+    return ROOT / path if ours else path
 
 
 @contextmanager

@@ -86,5 +86,5 @@ if __name__ == "__main__":
     quieten()
     try:
         print(fetch(*map(Path, sys.argv[1:2])))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         fail(error)

@@ -1,12 +1,11 @@
 """Accuracy and validation loss against the token length of each modality, by compression, and what
 a length costs on the channel. The other modality keeps its length.
 
-A model serves all lengths, as a cell needs it, in which lengths are allocated: each batch of its
-fine-tuning draws them. So lengths are compared on the same weights, and it is trained longer than
-the other sweeps' models, in the demo's budget.
+One model serves all lengths, because in a cell lengths are allocated: each batch of its fine-tuning
+draws them. So lengths are compared on the same weights. It is trained longer than the models of the
+other sweeps.
 
-`token_length.csv` has a row a model and pair of lengths, for the multi-user study to fit a loss
-curve to (utils/network/study.py reads compression, lengths and validation loss):
+`token_length.csv` has a row a model and pair of lengths, for others to fit a loss curve to:
 
     compression       by its name in COMPRESSIONS
     visual_tokens     patch tokens sent, besides the class token
@@ -29,11 +28,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from transformers import AutoConfig
 
-from benchmarks.experiments.compare import (
-    Metrics,
-    gain,
-    metrics_of,
-)
+from benchmarks.experiments.compare import Metrics, gain, metrics_of
 from benchmarks.experiments.page import heading, number, percent, signed, table
 from benchmarks.experiments.plan import Plan
 from modules.token_compression import clip_uses, side_bits

@@ -18,7 +18,7 @@ from utils.report.plots import differences, draw_all, dress, save, styles
 from utils.report.statistics import curve
 from utils.runs import Run
 
-QUESTIONS = {  # how the question is sent: what differs from the system as it stands
+QUESTIONS = {  # how the question is sent
     "clean": {"question_snr_db": math.inf},  # written at the base station
     "detect": {"text_receiver": "detect"},  # the most likely words
     "receiver": {"text_receiver": "mlp"},  # as the paper sends it, through a trained receiver

@@ -151,14 +151,14 @@ def steps_of_thought(scene: Scene) -> list[tuple[str, str, str, str]]:
 def thoughts(scene: Scene, template: str, value: str) -> list[str]:
     """What to think of where a question names a player, a word a token from there on: its level,
     turn or instrument; empty where nothing comes before the answer."""
+    if template not in THOUGHTS:
+        return []
     ranked, heard = by_level(scene.sounding), scene.sounding
     playing = {
         "first": [p for p in heard if p.position != "off"],
         "loudest": [p for p in ranked if p.position != "off"],
     }
     playing |= {"last": playing["first"][::-1], "softest": playing["loudest"][::-1]}
-    if template not in THOUGHTS:
-        return []
     if value in playing:
         who = playing[value][0]
     else:
