@@ -58,7 +58,7 @@ def qwen(vocabulary: int = VOCABULARY, **sizes: int) -> Qwen2Config:
     )
 
 
-def save_encoders(folder: Path, **sizes: int) -> tuple[Path, Path]:
+def save_encoders(folder: Path, **sizes: int) -> None:
     """Folders of a ViViT-B of 89 M and an AST of 86 M parameters, in float32, but for `sizes` of
     both."""
     vivit, ast = folder / "vivit", folder / "ast"
@@ -67,25 +67,22 @@ def save_encoders(folder: Path, **sizes: int) -> tuple[Path, Path]:
     VivitImageProcessor().save_pretrained(vivit)
     ASTModel(ASTConfig(**sizes)).save_pretrained(ast)
     ASTFeatureExtractor().save_pretrained(ast)
-    return vivit, ast
 
 
-def save_language_model(folder: Path, dtype: torch.dtype, **sizes: int) -> Path:
+def save_language_model(folder: Path, dtype: torch.dtype, **sizes: int) -> None:
     """A folder of a Qwen2 of these sizes over the real vocabulary; the mini world's tokenizer."""
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"  # where 1.5 G numbers are drawn at once
     with torch.device(device):
         model = Qwen2ForCausalLM._from_config(qwen(**sizes), dtype=dtype)
     model.save_pretrained(folder)
-    for file in TOKENIZER.iterdir():
-        if "token" in file.name or file.name in ("vocab.json", "merges.txt"):
-            shutil.copy(file, folder)
-    return folder
+    for file in TOKENIZER.glob("*token*"):
+        shutil.copy(file, folder)
 
 
-def write_clip(root: Path, video_id: str, seed: int, seconds: float = 10.0) -> None:
-    """32 frames of 224x224 and 16 kHz sound, as the preprocessing leaves them: moving gradients
-    with noise, which cost as much to decode as filmed ones."""
+def write_clip(root: Path, video_id: str, seed: int) -> None:
+    """32 frames of 224x224 and 10 s of sound at 16 kHz, as the preprocessing leaves them: moving
+    gradients with noise, which cost as much to decode as filmed ones."""
     rng = np.random.default_rng(seed)
     folder, wav = frames_path(root, video_id), wav_path(root, video_id)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +92,7 @@ def write_clip(root: Path, video_id: str, seed: int, seconds: float = 10.0) -> N
         wave = np.sin(x[None, :, None] * (1 + np.arange(3)) + 0.2 * i + x[:, None, None])
         frame = 128 + 90 * wave + rng.normal(scale=6, size=(224, 224, 3))
         Image.fromarray(frame.clip(0, 255).astype(np.uint8)).save(folder / f"frame_{i + 1:04}.png")
-    soundfile.write(wav, rng.normal(scale=0.1, size=round(16_000 * seconds)), 16_000)
+    soundfile.write(wav, rng.normal(scale=0.1, size=160_000), 16_000)
 
 
 def caption_row(video_id: str, i: int) -> dict:
@@ -114,7 +111,7 @@ def question_row(video_id: str, i: int) -> dict:
     }
 
 
-def save_dataset(root: Path, clips: dict[str, int], seconds: float = 10.0) -> Path:
+def save_dataset(root: Path, clips: dict[str, int]) -> Path:
     """`clips` clips in each split, with a caption and a question each: VALOR and MUSIC-AVQA in one
     folder, whose cache both stages then share."""
     (root / "annotations").mkdir(parents=True, exist_ok=True)
@@ -122,7 +119,7 @@ def save_dataset(root: Path, clips: dict[str, int], seconds: float = 10.0) -> Pa
     for split, many in clips.items():
         named = [(f"{i:08}", i) for i in islice(numbers, many)]
         for video_id, i in named:
-            write_clip(root, video_id, i, seconds)
+            write_clip(root, video_id, i)
         for name, row in ((f"desc_{split}", caption_row), (f"avqa-{split}", question_row)):
             rows = [row(*each) for each in named]
             (root / "annotations" / f"{name}.json").write_text(json.dumps(rows))

@@ -56,22 +56,24 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-def seconds(run: Callable, least: float = 2.0, times: int = 3) -> float:
+def seconds(
+    run: Callable, least: float = 2.0, times: int = 3, clock: Callable = time.perf_counter
+) -> float:
     """The median time of `run` after a first one, over `least` seconds and `times` runs or more."""
     run()
     taken: list[float] = []
     while len(taken) < times or sum(taken) < least:
-        taken.append(once(run))
+        taken.append(once(run, clock))
     return statistics.median(taken)
 
 
-def once(run: Callable) -> float:
+def once(run: Callable, clock: Callable = time.perf_counter) -> float:
     """The time of `run`."""
     wait()
-    began = time.perf_counter()
+    began = clock()
     run()
     wait()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def peak_gb() -> float:

@@ -14,7 +14,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,11 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from transformers import ASTConfig, ASTFeatureExtractor, VivitConfig, VivitImageProcessor  # noqa: E402  # noqa: E402
+from transformers import ASTConfig, ASTFeatureExtractor, VivitConfig, VivitImageProcessor  # noqa: E402
 
 import task_align  # noqa: E402
 from benchmarks.efficiency import device_name  # noqa: E402
-from benchmarks.measure import alone, commit  # noqa: E402
+from benchmarks.measure import alone, commit, seconds  # noqa: E402
 from utils.data.datasets import AnnotationFile, Caption  # noqa: E402
 from utils.data.encoding import load_clips  # noqa: E402
 from utils.data.extraction import extract_clip  # noqa: E402
@@ -73,9 +72,9 @@ def encode(videos: Path, folder: Path, media: str, workers: int) -> dict:
     system, processors = build_system(config)
     read = partial(captions, rows)
     clips = load_clips(config, read, system, processors.readers, start(config))
-    seconds = time.perf_counter() - began
+    taken = time.perf_counter() - began
     folders = {kind: str(path) for kind, path in clips["train"].folders.items()}
-    return {"clips_per_s": len(rows) / seconds, **on_disk(folder), "folders": folders}
+    return {"clips_per_s": len(rows) / taken, **on_disk(folder), "folders": folders}
 
 
 def captions(rows: list[Caption], _root: Path, split: str) -> tuple[list, AnnotationFile]:
@@ -118,18 +117,6 @@ def compare_encoding(clips: int, workers: int, turns: int) -> dict:
     return {"clips": clips, "workers": workers, **rows, "largest_difference": difference}
 
 
-def processor_seconds(run: Callable, least: float) -> float:
-    """The median processor time of `run` in this process, of three runs or as many as fill `least`
-    seconds: what else the machine does adds little to it."""
-    run()
-    taken: list[float] = []
-    while len(taken) < 3 or sum(taken) < least:
-        began = time.process_time()
-        run()
-        taken.append(time.process_time() - began)
-    return statistics.median(taken)
-
-
 def reading(film: Path, frames: int, size: int, least: float) -> dict:
     """What it takes to make a film into the encoders' input, in both ways, on one thread."""
     torch.set_num_threads(1)
@@ -153,8 +140,8 @@ def reading(film: Path, frames: int, size: int, least: float) -> dict:
 
     left: dict = {}
     found = {
-        "extraction": {"seconds": processor_seconds(extracted, least)},
-        "videos": {"seconds": processor_seconds(straight, least)},
+        "extraction": {"seconds": seconds(extracted, least, clock=time.process_time)},
+        "videos": {"seconds": seconds(straight, least, clock=time.process_time)},
     }
     found["extraction"] |= left
     return found

@@ -154,11 +154,7 @@ class System(nn.Module):
         return self.receivers[kind](self.channel(sent, snr_db, mask, noise))
 
     def receive_text(
-        self,
-        embedded: Tensor,
-        mask: Tensor,
-        snr_db: float | Tensor,
-        noise: torch.Generator | None,
+        self, embedded: Tensor, mask: Tensor, snr_db: float | Tensor, noise: torch.Generator | None
     ) -> Tensor:
         """(batch, text tokens, hidden), padded where `mask` is False, to the same shape. At +inf dB
         the text is written at the base station: nothing crosses the channel, and its receiver reads
@@ -237,13 +233,6 @@ class Alignment(nn.Module):
         return {"loss": total, **losses}, features
 
 
-def check_modalities(asked: list[str]) -> None:
-    """ValueError for modalities that are not among `visual` and `audio`, or `none` alone."""
-    if asked != ["none"] and (not asked or not set(asked) <= {*MEDIA}):
-        named = " ".join(asked) or "(empty)"
-        raise ValueError(f"modalities {named}: choose from {', '.join(MEDIA)}, or none alone")
-
-
 class Answering(nn.Module):
     """Stage 2: the language model answers a question from the tokens that arrive.
 
@@ -251,14 +240,10 @@ class Answering(nn.Module):
         config: which modalities are sent, the question's SNR, token lengths to draw from in
             training, and the most tokens of an answer.
         end_id: the end-of-text token.
-
-    Raises:
-        ValueError: as `check_modalities`.
     """
 
     def __init__(self, system: System, config: Any, end_id: int):
         super().__init__()
-        check_modalities(config.modalities)
         self.system, self.modalities = system, config.modalities
         self.question_snr_db, self.token_lengths = config.question_snr_db, config.token_lengths
         self.answer_tokens, self.end_id = config.answer_tokens, end_id

@@ -24,17 +24,8 @@ from utils.report import page
 
 QUESTION = "Who plays the drum?"
 STEPS = ("--init", "none", "--steps", 3, "--batch", 8, "--lr", 0.02, "--workers", 1)
-TEST = (
-    "--test_snr_db",
-    "inf",
-    "--question_only",
-    "false",
-    "--figures",
-    "none",
-    "--snr_range",
-    0,
-    9,
-)
+TEST = ("--test_snr_db", "inf", "--question_only", "false", "--figures", "none")
+TEST += ("--snr_range", 0, 9)
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,11 @@
 """The scripts started from another folder: shipped models are found, all else is of that folder."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.scripts import LIMIT, ROOT, ended, here, refused
+from tests.helpers.scripts import ROOT, apart, here, refused
 from utils.files import shipped
 
 SMALL = ("--mini_clips", 8, 4, 4, "--steps", 2)
@@ -21,15 +19,10 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(folder: Path, script: str, *flags, ok: bool = True) -> subprocess.CompletedProcess:
-    words = [sys.executable, str(ROOT / script), *map(str, flags)]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=LIMIT)
-    return ended(done, ok)
-
-
 @pytest.fixture(scope="module")
 def aligned(folder):
-    return run(folder, "task_align.py", *SMALL, "--batch", 4, "--figures", "none")
+    flags = (*SMALL, "--batch", 4, "--figures", "none")
+    return apart(str(ROOT / "task_align.py"), *flags, root=folder)
 
 
 @pytest.mark.slow
@@ -38,7 +31,7 @@ def test_both_stages_run_from_an_empty_folder(folder, aligned):
     code; the second starts from the first's checkpoint."""
     before = {path: path.stat().st_mtime_ns for path in (ROOT / "checkpoint").rglob("*")}
     answer = (*SMALL, "--batch", 4, "--question_only", "false", "--test_snr_db", 12)
-    run(folder, "task_avqa.py", *answer)
+    apart(str(ROOT / "task_avqa.py"), *answer, root=folder)
     for name in ("align-mini-tau0.07", "avqa-mini"):
         assert (folder / f"checkpoint/{name}.json").is_file()
     assert (folder / "imgs/avqa-mini-types.png").is_file()
@@ -53,7 +46,7 @@ def test_the_network_study_runs_there(folder, aligned):
     flags += ("--surface_lengths", 2, "--snr_levels", 0, "--bits_levels", 4, "--link_length", 2)
     flags += ("--drops", 2, "--few", 1, "--instances", 1, "--many_users", 2, "--deadlines", 0.1)
     flags += ("--user_counts", 2, "--weights", 0.5, "--link_snr_db", 0, "--figures", "none")
-    done = run(folder, "task_network.py", *flags)
+    done = apart(str(ROOT / "task_network.py"), *flags, root=folder)
     for link in ("analog", "digital"):
         assert f"{link}, 1 drops of 2 users: " in done.stdout
     assert list((folder / "checkpoint/network-mini-asked").iterdir())

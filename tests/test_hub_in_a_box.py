@@ -18,18 +18,10 @@ from safetensors.torch import load_file
 from transformers import ASTFeatureExtractor, AutoConfig, VivitImageProcessor
 
 from benchmarks.full_size import caption_row, question_row
+from tests.helpers.bad_media import tone, write_video
 from tests.helpers.hub import serving
 from tests.helpers.limit import LIMIT
-from tests.helpers.published import (
-    AST,
-    CONFIGS,
-    PREPROCESSORS,
-    QWEN,
-    VIVIT,
-    repositories,
-    text,
-)
-from tests.utils.test_raw_video_preprocess import write_video
+from tests.helpers.published import AST, CONFIGS, PREPROCESSORS, QWEN, VIVIT, repositories, text
 from utils.data.extraction import SAMPLE_RATE
 from utils.data.media import audio_input, video_input
 from utils.data.models import load_encoder
@@ -111,7 +103,7 @@ def write_data(folder):
     (folder / "data" / "annotations").mkdir(parents=True)
     for split, names in CLIPS.items():
         for name in names:
-            write_video(folder / "videos" / f"{name}.mp4")
+            write_video(folder / "videos" / f"{name}.mp4", range(0, 36, 3), tone(3, 16000))
         for file, row in (("desc_", caption_row), ("avqa-", question_row)):
             rows = [row(name, i) for i, name in enumerate(names)]
             place = folder / "data" / "annotations" / f"{file}{split}.json"

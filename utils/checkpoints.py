@@ -164,10 +164,7 @@ def made_with(content: dict, name: str) -> str | None:
 
 
 def load_parts(
-    path: str | Path,
-    parts: dict[str, nn.Module],
-    lora: nn.Module | None = None,
-    **shared: str,
+    path: str | Path, parts: dict[str, nn.Module], lora: nn.Module | None = None, **shared: str
 ) -> dict:
     """Fill the parts, and `lora` if given, from a checkpoint. Encoder weights in it are ignored,
     and so is what it holds of a part that has no weights.

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from modules.channel import CHANNELS
 from modules.digital.quantised import QUANTISED
-from modules.system import CONTRASTS, check_modalities
+from modules.system import CONTRASTS, MEDIA
 from modules.token_compression import COMPRESSIONS
 from modules.token_receiver import RECEIVERS, TEXT_RECEIVERS
 
@@ -139,8 +139,10 @@ def check(config: Any) -> None:
     for pair in getattr(config, "test_lengths", []):
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", pair):
             raise ValueError(f"--test_lengths {pair}: give visual by audio tokens, as 16x4")
-    if hasattr(config, "modalities"):
-        check_modalities(config.modalities)
+    asked = getattr(config, "modalities", ["none"])
+    if asked != ["none"] and (not asked or not set(asked) <= {*MEDIA}):
+        named = " ".join(asked) or "(empty)"
+        raise ValueError(f"--modalities {named}: choose from {', '.join(MEDIA)}, or none alone")
 
 
 def plain(config: Any) -> dict:

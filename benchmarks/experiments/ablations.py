@@ -5,13 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from benchmarks.experiments.compare import (
-    Metrics,
-    accuracies,
-    gain,
-    metrics_of,
-    validation_losses,
-)
+from benchmarks.experiments.compare import Metrics, accuracies, gain, metrics_of, validation_losses
 from benchmarks.experiments.page import heading, number, percent, signed, table
 from benchmarks.experiments.plan import Plan
 from utils.report.plots import differences, draw_all, dress, save

@@ -226,10 +226,7 @@ def repositories(folder: Path, layers: int = 1) -> dict:
     torch.manual_seed(0)
     made = {
         VIVIT: (drawn(vivit_shapes(layers), torch.float32), ("pytorch_model.bin",)),
-        AST: (
-            drawn(ast_shapes(layers), torch.float32),
-            ("model.safetensors", "pytorch_model.bin"),
-        ),
+        AST: (drawn(ast_shapes(layers), torch.float32), ("model.safetensors", "pytorch_model.bin")),
         QWEN: (drawn(qwen_shapes(layers), torch.bfloat16), ("model.safetensors",)),
     }
     repos = {}

@@ -11,16 +11,7 @@ import pytest
 import task_align
 import task_avqa
 from tests.helpers.scripts import here, refused
-from utils.config import (
-    CHOICES,
-    COUNTS,
-    NOT_NEGATIVE,
-    POSITIVE,
-    check,
-    of_plain,
-    plain,
-    run_script,
-)
+from utils.config import CHOICES, COUNTS, NOT_NEGATIVE, POSITIVE, check, of_plain, plain, run_script
 
 STAGES = (task_align, task_avqa)
 
@@ -65,7 +56,7 @@ def test_unusable_values_are_named(field, value):
         check(replace(task_align.PRESETS["mini"], **{field: value}))
 
 
-@pytest.mark.parametrize("modalities", [["visaul"], ["visual", "none"], []])
+@pytest.mark.parametrize("modalities", [["visaul"], ["visual", "none"], ["audio", "text"], []])
 def test_modalities_are_checked_before_models_load(modalities):
     """An unknown one, none beside another, or not even none."""
     with pytest.raises(ValueError, match="modalities .*: choose from visual, audio, or none alone"):
@@ -98,12 +89,7 @@ MISTAKES = {  # with status 2 if they are no configuration at all, else 1
     "--steps many": (2, "--steps"),
     "--snr_db -inf": (2, "--snr_db"),
     "--snr_db=-inf": (1, "--snr_db -inf: must be a number"),
-    "--snr_db nan": (1, "--snr_db nan: must be a number"),
-    "--snr_range nan 5": (1, "--snr_range nan: must be a number"),
-    "--visual_tokens 0": (1, "--visual_tokens 0: must be 1 or more"),
     "--audio-tokens 0": (1, "--audio_tokens 0: must be 1 or more"),
-    "--batch 0": (1, "--batch 0: must be 1 or more"),
-    "--steps 0": (1, "--steps 0: must be 1 or more"),
     "--channel tin-can": (1, "--channel tin-can: unknown, choose from awgn, "),
 }
 

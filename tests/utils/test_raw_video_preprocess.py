@@ -8,15 +8,14 @@ import subprocess
 import sys
 import time
 import wave
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.helpers.bad_media import hang_on_bad
+from tests.helpers import bad_media
+from tests.helpers.bad_media import FPS, hang_on_bad, tone
 from tests.helpers.disks import change, small_disk, unfinished
 from tests.helpers.limit import LIMIT
 from utils import raw_video_preprocess
@@ -27,35 +26,17 @@ from utils.data.sources import SCRATCH
 from utils.raw_video_preprocess import preprocess
 
 SCRIPT = Path(raw_video_preprocess.__file__)
-FPS, STEP = 12, 5  # frame i of a video made here is grey of level STEP * i
+STEP = 5  # frame i of a video made here is grey of level STEP * i
 
 
-def grey(i):
-    return np.full((48, 64, 3), STEP * i, np.uint8)
+def grey(i, width, height):
+    return np.full((height, width, 3), STEP * i, np.uint8)
 
 
-def write_video(path, times=range(36), sound=True, picture=grey, rotation=0, seconds=3):
-    """Write an H.264 + AAC file; `times` are the presentation times of its frames in 1 / FPS s."""
-    with av.open(str(path), "w") as container:
-        if times:
-            video = container.add_stream("libx264", rate=FPS, options={"crf": "10"})
-            video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-            if rotation:
-                video.set_display_rotation(rotation)
-        if sound:
-            audio = container.add_stream("aac", rate=44100, layout="stereo")
-            tone = np.sin(2 * np.pi * 440 * np.arange(44100 * seconds) / 44100)
-            left = np.stack([tone, 0 * tone]).astype(np.float32)  # the right channel is silent
-            frame = av.AudioFrame.from_ndarray(left, "fltp", "stereo")
-            frame.rate, frame.pts = 44100, 0
-            container.mux([*audio.encode(frame), *audio.encode(None)])
-        for i, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(picture(i))
-            frame.pts, frame.time_base = time, Fraction(1, FPS)
-            container.mux(video.encode(frame))
-        if times:
-            container.mux(video.encode(None))
-    return path
+def write_video(path, times=range(36), sound=True):
+    """Frames on show from `times` (in 1 / FPS s), and 3 s of a tone, the right channel silent."""
+    loud = 2 * tone(3, 44100, 2) if sound else None
+    return bad_media.write_video(path, times, loud, 44100, picture=grey)
 
 
 @pytest.fixture(scope="module")
@@ -171,21 +152,6 @@ def test_truncated_video_is_spread_over_what_is_left(tmp_path, clip):
     (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) * 2 // 3])
     numbers = extract(tmp_path / "cut.mkv", tmp_path / "out", frames=6)
     assert 6 == len(set(numbers)) and numbers[-1] < 35
-
-
-def test_rotation_is_applied(tmp_path):
-    """A video that asks to be shown turned, as phones write them, is stored upright."""
-
-    def corner(i):
-        picture = np.zeros((48, 64, 3), np.uint8)
-        picture[:24, :32] = 255
-        return picture
-
-    path = write_video(tmp_path / "x.mp4", range(4), False, corner, rotation=90)
-    extract_clip(path, tmp_path / "out", frames=1, size=32)
-    image = np.asarray(Image.open(tmp_path / "out/vivit_frames/x/frame_0001.png"))
-    quarters = image.reshape(2, 16, 2, 16, 3).mean(axis=(1, 3, 4)) > 128
-    assert quarters.tolist() == [[False, False], [True, False]]  # a quarter turn to the left
 
 
 def test_resume_redoes_nothing(videos, tmp_path):

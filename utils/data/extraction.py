@@ -21,15 +21,7 @@ import numpy as np
 from av.video.reformatter import Colorspace, Interpolation
 from PIL import Image
 
-from utils.data.sources import (
-    SCRATCH,
-    begin_record,
-    end_record,
-    remove,
-    source_of,
-    targets,
-    there,
-)
+from utils.data.sources import SCRATCH, begin_record, end_record, remove, source_of, targets, there
 from utils.data.tracks import Clip, decoded, open_media, read_clip
 
 SAMPLE_RATE = 16000  # Hz, what AST reads
@@ -93,6 +85,7 @@ def write_target(clip: Clip, write, target: Path, out: Path) -> str | None:
 
 
 def reason(error: Exception) -> str:
+    """What an error says in one line, or its kind if it says nothing."""
     if isinstance(error, av.FFmpegError):
         return f"cannot be decoded ({error.strerror})"
     return " ".join(str(error).split()) or type(error).__name__

@@ -37,10 +37,7 @@ def even_indices(total: int, count: int) -> list[int]:
 
     Each is the centre of one of `count` equal segments, so a short clip (total < count) has all
     its items repeated about equally often, instead of its last one many times.
-    Raises ValueError if either number is below 1.
     """
-    if total < 1 or count < 1:
-        raise ValueError(f"cannot spread {count} indices over {total} items: both must be positive")
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
@@ -129,7 +126,7 @@ def read_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except Exception as error:  # Pillow raises many kinds on a damaged file
         raise MediaError(
-            f"{path}: not a readable image ({one_line(error)}); "
+            f"{path}: not a readable image ({reason(error)}); "
             "delete the folder it is in and extract the clip again"
         ) from error
 
@@ -144,7 +141,7 @@ def read_wav(path: Path, sample_rate: int = 16000) -> np.ndarray:
         sound, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
     except (OSError, RuntimeError, MemoryError) as error:
         raise MediaError(
-            f"{path}: not a readable wav ({one_line(error)}); extract the clip's audio again"
+            f"{path}: not a readable wav ({reason(error)}); extract the clip's audio again"
         ) from error
     if len(sound) == 0:
         raise MediaError(f"{path}: holds no samples; extract the clip's audio again")
@@ -163,11 +160,6 @@ def resampled(sound: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     if rate != sample_rate:
         sound = resample_poly(sound, sample_rate // common, rate // common)
     return sound.astype(np.float32)
-
-
-def one_line(error: Exception) -> str:
-    """The message of an error with its line breaks removed, or its kind if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def video_input(processor: Any, config: Any, path: Path) -> tuple[Tensor, None]:

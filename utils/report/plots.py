@@ -59,14 +59,6 @@ def styles(labels: Iterable[str], **same) -> list[dict]:
     return [{"label": label, "color": c, "marker": m, **same} for label, c, m in looks]
 
 
-def band(axis: plt.Axes, x: Sequence[float], curve: dict, scale: float = 1.0, **style) -> None:
-    """A curve of `mean` with its 95 % interval, `ci95` (None where there is one seed)."""
-    mean = scale * np.array(curve["mean"], float)
-    width = scale * np.array([w or 0.0 for w in curve["ci95"]])
-    axis.plot(x, mean, **style)
-    axis.fill_between(x, mean - width, mean + width, color=style["color"], alpha=0.15, linewidth=0)
-
-
 def differences(
     axis: plt.Axes, rows: Sequence[tuple[str, dict]], scale: float = 1.0, pooled: int = 1
 ) -> None:

@@ -77,9 +77,7 @@ def write_page(
 
     `points` holds (clips, 2) for each model's name and modality (visual, audio, text); each clip
     has a caption, a uint8 frame (height, width, 3) and a name.
-    Raises ValueError if there is no model or no clip, or if clips or modalities do not match.
     """
-    _check(points, captions, frames, names)
     xy = np.concatenate([a for of_model in points.values() for a in of_model.values()])
     low, high = xy.min(axis=0), xy.max(axis=0)
     margin = 0.04 * (high - low).max() or 1.0
@@ -115,20 +113,6 @@ def write_page(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, re.sub(r"__(PLOTLY|DATA)__", lambda match: parts[match[1]], template))
     return str(path)
-
-
-def _check(points, captions, frames, names) -> None:
-    clips = len(captions)
-    if not clips or not points:
-        raise ValueError(f"no page of {len(points)} models and {clips} clips: one is the least")
-    if not clips == len(frames) == len(names):
-        raise ValueError(f"{clips} captions, {len(frames)} frames and {len(names)} names differ")
-    for model, of_model in points.items():
-        shapes = {modality: np.shape(xy) for modality, xy in of_model.items()}
-        if shapes != dict.fromkeys(MODALITY_STYLE, (clips, 2)):
-            raise ValueError(f"{model!r} has points {shapes}, not ({clips}, 2) of each modality")
-        if not all(np.isfinite(xy).all() for xy in of_model.values()):
-            raise ValueError(f"{model!r} has points that are not finite")
 
 
 def _colours(named: list[str]) -> dict[str, str]:

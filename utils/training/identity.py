@@ -16,12 +16,7 @@ from typing import Any
 
 from utils.checkpoints import sha256
 from utils.config import plain
-from utils.data.datasets import (
-    media_paths,
-    read_music_avqa,
-    read_valor,
-    without_media,
-)
+from utils.data.datasets import media_paths, read_music_avqa, read_valor, without_media
 
 ROOT = Path(__file__).resolve().parents[2]
 READ = {"align": read_valor, "avqa": read_music_avqa}  # a task's annotations

@@ -12,12 +12,7 @@ import torch
 from accelerate.utils import gather_object, set_seed
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    LinearLR,
-    LRScheduler,
-    SequentialLR,
-)
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from tqdm import tqdm
 
 from modules.system import Batch
@@ -59,9 +54,7 @@ class Run:
             self.say("finished before")
             return
         if config.preset != "mini" and any(is_hub_id(getattr(config, name)) for name in MODELS):
-            read_splits(
-                READ[task], Path(config.data)
-            )  # which must be there before they are fetched
+            read_splits(READ[task], Path(config.data))  # which must be there before any is fetched
         self.log = RunLog(Path(config.out) / self.config.name, writes=self.is_main)
         self.validation: list[tuple[int, float]] = []  # (step, loss)
 

@@ -3,17 +3,13 @@
 import pytest
 import torch
 
-from modules.digital.quantisation import (
-    ERRORS,
-    STEPS,
-    from_bits,
-    payload_bits,
-    rounded,
-    to_bits,
-)
+from modules.digital.quantisation import STEPS, from_bits, payload_bits, rounded, to_bits
 from tests.helpers.draw import gaussian
 
 EACH = pytest.mark.parametrize("bits", STEPS)
+# Mean squared errors that the best steps leave of a Gaussian of unit variance (Max, 1960).
+ERRORS = {1: 3.6338e-1, 2: 1.1885e-1, 3: 3.7440e-2, 4: 1.1543e-2, 5: 3.4952e-3, 6: 1.0400e-3,
+          7: 3.0433e-4, 8: 8.7686e-5}  # fmt: skip
 
 
 def there_and_back(tokens, bits):

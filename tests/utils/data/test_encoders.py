@@ -47,11 +47,7 @@ SIDE = {"height": 32, "width": 32}
 PICTURES = dict(SIZES, image_size=32, patch_size=16)
 PICTURES.pop("initializer_range")
 TEXT = dict(
-    vocab_size=32,
-    hidden_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    intermediate_size=32,
+    vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
 )
 
 
@@ -288,7 +284,7 @@ def test_compression_by_attention_needs_special_tokens(saved):
         TokenTransmitter(encoder, special, 12, 4).compressing(2, "attention")
 
 
-def test_every_entry_is_tested(tmp_path):
+def test_every_entry_is_tested():
     """But for those of the published system, which all other tests use."""
     assert {*ENCODERS} - {*SAVED} == {"vivit", "audio-spectrogram-transformer"}
 

@@ -288,8 +288,9 @@ def test_damaged_cache_file_is_made_again(run):
     assert run.load(captions(*CLIPS))[1] == 3 and file.read_bytes() == content
 
 
-def test_interrupted_caching_goes_on(run):
-    """Clips that were done before an interruption are not done again."""
+@pytest.mark.parametrize("shard, files", [(1, 2 * len(CLIPS)), (100, 3)])
+def test_interrupted_caching_goes_on(run, shard, files):
+    """Clips that were done before Ctrl-C are not done again, though their shard was not full."""
     rows = []
 
     def stop(_, args):
@@ -299,9 +300,12 @@ def test_interrupted_caching_goes_on(run):
 
     hook = run.encoders["visual"][0].register_forward_pre_hook(stop, prepend=True)
     with pytest.raises(KeyboardInterrupt):
-        run.load(captions(*CLIPS), encode_batch=1)
+        run.load(captions(*CLIPS), encode_batch=1, cache_shard=shard)
     hook.remove()
-    assert run.load(captions(*CLIPS))[1] == ALL - 2
+    clips, encoded = run.load(captions(*CLIPS), cache_shard=shard)
+    assert encoded == ALL - 2 and len(run.files()) == files
+    alone, _ = run.load(captions(*CLIPS), cache=f"{run.root.parent}/alone")
+    assert same_tokens(clips["train"], alone["train"])
 
 
 @pytest.mark.parametrize("batch, failing", [(1, 1), (1, 4), (2, 3), (32, 4)])
@@ -360,25 +364,6 @@ def test_clips_share_files(run, monkeypatch):
     monkeypatch.setattr("utils.data.clips.IN_MEMORY", 0)
     clips, _ = run.load(captions(*CLIPS), cache_shard=3)
     assert not clips["train"].kept and same_tokens(clips["train"], alone["train"])
-
-
-def test_an_interrupt_writes_the_shard_under_way(run):
-    """What was encoded before Ctrl-C is not encoded again, though its shard was not full."""
-    rows = []
-
-    def stop(_, args):
-        rows.append(len(args[0]))
-        if len(rows) == 3:
-            raise KeyboardInterrupt
-
-    hook = run.encoders["visual"][0].register_forward_pre_hook(stop, prepend=True)
-    with pytest.raises(KeyboardInterrupt):
-        run.load(captions(*CLIPS), encode_batch=1, cache_shard=100)
-    hook.remove()
-    clips, encoded = run.load(captions(*CLIPS), cache_shard=100)
-    assert encoded == ALL - 2 and len(run.files()) == 3
-    alone, _ = run.load(captions(*CLIPS), cache=f"{run.root.parent}/alone")
-    assert same_tokens(clips["train"], alone["train"])
 
 
 def test_the_newest_shard_of_a_clip_counts(run):

@@ -32,12 +32,3 @@ def test_every_answer_is_kept_with_its_clip(tmp_path):
     rows = list(csv.DictReader(open(path, newline="", encoding="utf-8")))
     assert [row["said_-6"] for row in rows] == answers[-6.0]
     assert [row["question"] for row in rows] == [q.text for q in asked]
-
-
-def test_the_record_is_whole_or_not_at_all(tmp_path):
-    """A second run of the name replaces it, and leaves nothing beside it."""
-    path = tmp_path / "run.answers.csv"
-    for said in ("yes", "no"):
-        write_answers(path, questions("yes"), {12.0: [said]})
-    assert read_answers(path)[1]["12"].tolist() == [False]
-    assert list(tmp_path.iterdir()) == [path]

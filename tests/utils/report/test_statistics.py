@@ -126,8 +126,7 @@ def test_verdict(mean, width, says):
 
 
 @pytest.mark.parametrize(
-    "target, step",
-    [(2.0, 10), (1.5, 15), (1.0, 20), (0.75, None), (9.0, 10), (0.9, 30.0)],
+    "target, step", [(2.0, 10), (1.5, 15), (1.0, 20), (0.75, None), (9.0, 10), (0.9, 30.0)]
 )
 def test_steps_to_reach(target, step):
     """The first time at or below the target, linear between points, also where a curve rises."""

@@ -128,30 +128,6 @@ def test_one_clip_is_enough(tmp_path):
     assert data_of(target.read_text(encoding="utf-8"))["ranges"] == [[-1, 1], [-1, 1]]
 
 
-@pytest.mark.parametrize(
-    "spoil, message",
-    [
-        (lambda p, c, f, n: c.pop(), "11 captions, 12 frames and 12 names"),
-        (lambda p, c, f, n: f.pop(), "12 captions, 11 frames and 12 names"),
-        (lambda p, c, f, n: n.append("more"), "12 captions, 12 frames and 13 names"),
-        (lambda p, c, f, n: [x.clear() for x in (c, f, n)], "0 clips"),
-        (lambda p, c, f, n: p.clear(), "0 models"),
-        (lambda p, c, f, n: p["0"].update(audio=np.zeros((11, 2))), r"'0' .*\(11, 2\)"),
-        (lambda p, c, f, n: p["0"].update(audio=np.zeros((12, 3))), r"'0' .*\(12, 3\)"),
-        (lambda p, c, f, n: p["0"].update(audio=np.full((12, 2), np.nan)), "not finite"),
-        (lambda p, c, f, n: p["0"].pop("text"), "each modality"),
-    ],
-)
-def test_arguments_that_do_not_match(tmp_path, spoil, message):
-    """Clips that do not match are an error of one line, and leave no page."""
-    given = arguments()
-    spoil(*given)
-    with pytest.raises(ValueError, match=message) as error:
-        write_page(tmp_path / "page.html", *given)
-    assert "\n" not in str(error.value)
-    assert not list(tmp_path.iterdir())
-
-
 class Opened:
     """The page in a browser, with what it complained about and what it tried to load."""
 
