@@ -75,10 +75,13 @@ def test_a_clip_is_encoded_as_the_cache_keeps_it(folder, trained, rows):
     name = rows[0]["clip"]
     clip = trained.encode(video(folder, name))
     for kind, encoder in (("visual", "VivitModel"), ("audio", "ASTModel")):
-        (file,) = (folder / "cache/MUSIC-AVQA").glob(f"{encoder}-*/{name}.safetensors")
-        kept = read_tokens(file, None)
-        assert torch.equal(clip.encoded[kind].tokens[0], kept.tokens)
-        assert torch.equal(clip.encoded[kind].layout.places[0], kept.layout.places)
+        files = (folder / "cache/MUSIC-AVQA").glob(f"{encoder}-*/{name}.safetensors")
+        ours = clip.encoded[kind].tokens[0], clip.encoded[kind].layout.places[0]
+        cached = [read_tokens(file, None) for file in files]  # of other tests' lengths too
+        assert any(
+            torch.equal(ours[0], kept.tokens) and torch.equal(ours[1], kept.layout.places)
+            for kept in cached
+        )
 
 
 def test_the_same_seed_gives_the_same_noise(folder, checkpoint, trained, rows):

@@ -32,10 +32,16 @@ LABELS = {
 }
 
 
+def seeds_of(plan: Plan, channel: str) -> Plan:
+    """All seeds for the channel that decides."""
+    return plan if channel == plan.config.channels[0] else plan.few()
+
+
 def runs(plan: Plan) -> list[Run]:
-    found = plan.both(channel="none") + plan.both(**BLIND)
+    found = plan.few().both(channel="none") + plan.both(**BLIND)
     for channel in plan.config.channels:
-        found += plan.both(channel=channel) + plan.answering(aligned=False, channel=channel)
+        own = seeds_of(plan, channel)
+        found += own.both(channel=channel) + own.answering(aligned=False, channel=channel)
     for changes in QUESTIONS.values():
         found += plan.both(**changes)
     return found
@@ -53,12 +59,13 @@ def results(plan: Plan, metrics: Metrics) -> dict:
         return curve([[run["accuracy_by_snr"][f"{snr:g}"] for run in found] for snr in levels])
 
     references = {
-        "no_channel": by_snr(plan.answering(channel="none")),
+        "no_channel": by_snr(plan.few().answering(channel="none")),
         "question_only": by_snr(plan.answering(**BLIND)),
     }
     sweeps, gains = {}, {}
     for channel in plan.config.channels:
-        sides = [plan.answering(aligned, channel=channel) for aligned in (True, False)]
+        own = seeds_of(plan, channel)
+        sides = [own.answering(aligned, channel=channel) for aligned in (True, False)]
         curves = dict(zip(("aligned", "unaligned"), map(by_snr, sides), strict=True))
         sweeps[channel] = {"snr_db": levels, **curves, **references}
         ours, theirs = ([side] for side in sides)
@@ -154,7 +161,8 @@ def page(results: dict) -> str:
         "*Question only* has Gaussian noise in place of picture and sound, and reads its question "
         "without noise. *Without noise* is trained and tested so. The question is sent *clean* "
         "(nothing crosses the channel), by *detect* (each received token becomes the most likely "
-        "word), or through a trained *receiver*, as the paper sends it.\n\n"
+        "word), or through a trained *receiver*, as the paper sends it. Models without noise, and "
+        f"of channels after the first, are of {results['few']} seeds.\n\n"
     )
     rows = [
         [title(name), signed(found["pooled"], 100)]
