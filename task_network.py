@@ -55,6 +55,7 @@ class Config:
     coherence: float = float("inf")  # s that a fade stays; inf: it is known and stays
     pilots: int = 0  # channel uses a fade that learn it; 0: it is known at no cost
     outage: float = 0.05  # of the digital link's codes over fades that are not known
+    gain_error_db: float = 0.0  # dB, standard deviation of the gains that methods know
 
     # What users have and share
     bandwidth: float = 5e5  # Hz, of all users
@@ -93,11 +94,11 @@ class Config:
     instances: int = 100  # drops against the lower bound; and a fifth of it
     many_users: int = 64  # of so many users
     drops: int = 40  # for the comparison of methods, and of answers
-    few: int = 8  # drops for each point of a curve
+    few: int = 16  # drops for each point of a curve
     deadlines: list[float] = values(0.02, 0.04, 0.08)  # s, at which methods are compared by answers
     passes: int = 1  # times that each question is asked there, in other scenes
     user_counts: list[int] = values(2, 4, 8, 16, 32)  # users in the same budgets
-    weights: list[float] = values(0.05, 0.2, 0.5, 0.8, 0.97)  # of the front
+    weights: list[float] = values(0.05, 0.2, 0.5, 0.8, 0.9)  # of the front
     link_snr_db: list[float] = values(*range(-18, 19, 4))  # dB, analog against digital messages
     link_length: int = 16  # patch tokens that are sent analog there
     out: str = "checkpoint"  # folder of checkpoints and metrics

@@ -179,8 +179,8 @@ def test_odd_media_are_those_last_counted():
 def test_numbers_of_the_network_page_are_those_last_measured():
     """Each table and the sentence that comes first are what task_network.py left, and within the
     study's criteria: gaps to the bound, seconds, agreement of predicted and measured losses."""
-    study, said = found("checkpoint/network-mini.json"), page("network").splitlines()
-    assert all(line in said for line in [*decisive(study), *tables(study)])
+    study = found("checkpoint/network-mini.json")
+    assert "\n".join([*decisive(study), "", *tables(study)]) in page("network")
     for link in study["vs_lower_bound"].values():
         for row in (link, link["many"]):
             assert row["mean_gap"] <= 0.01 and row["worst_gap"] <= 0.05
@@ -188,6 +188,24 @@ def test_numbers_of_the_network_page_are_those_last_measured():
     assert study["seconds_1000_users"]["slowest"] < 10 and study["seconds_after_training"] < 1200
     assert len(study["figures"]) == 11 and all((ROOT / path).is_file() for path in study["figures"])
     assert all(of["r2"] >= 0.8 for of in study["measured"]["agreement"].values())
+
+
+def test_parameters_of_the_network_page_are_those_of_the_script():
+    """The table says what is simulated."""
+    c, said = task_network.PRESETS["mini"], page("network")
+    for row in (
+        f"| bandwidth of all users | {c.bandwidth / 1e3:g} kHz for {c.users} |",
+        f"| weight of a second against a nat | {c.weight:g} |",
+        f"| power of a handset | {c.user_power_dbm:g} dBm |",
+        f"| carrier | {c.carrier_ghz:g} GHz |",
+        f"| users indoors | {100 * c.indoors:g} % |",
+        f"| distances | 35 to {c.radius:g} m |",
+        f"| noise | −{-c.noise_dbm_per_hz:g} dBm/Hz, noise figure {c.noise_figure_db:g} dB |",
+        f"| fading | {c.fading.capitalize()}, one fade a drop |",
+        f"10 and {c.server_flops / 1e9:g} GFLOP/s",
+    ):
+        assert row in said, row
+    assert c.device_flops == 1e10
 
 
 @pytest.mark.parametrize("script", ["task_align.py", "task_avqa.py", "task_network.py"])

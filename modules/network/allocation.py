@@ -135,8 +135,10 @@ def check(problem: Problem) -> None:
             if not np.all(fine(value)):
                 wrong = value[~fine(value)].flat[0] if value.ndim else value
                 raise AllocationError(f"{name} {wrong:g}: must be {least}")
-    if problem.fair and problem.shares_power:
-        raise AllocationError("fair: is for handsets with power of their own; leave power out")
+    if problem.fair and (problem.shares_power or problem.energy_weight > 0):
+        raise AllocationError(
+            "fair: is for handsets with power of their own, whose energy has no weight"
+        )
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def random_split(problem: Problem, source: np.random.Generator) -> Allocation:
     option = np.where(fits, source.random(fits.shape), -1).argmax(axis=1)
     strength = power * problem.gain / problem.noise_density
     seconds = problem.link.seconds(problem.kind, option, hertz, strength)
-    # With all its band a user may be heard too badly for any code: it then takes less of it.
+    # With a little less than all its band a user may have a better code.
     narrow = (option > 0) & ~(seconds <= np.minimum(last, problem.deadline) - problem.encode)
     left = np.where(narrow, np.minimum(last, problem.deadline) - problem.encode, 1.0)
     less = problem.link.hertz(problem.kind, option, np.maximum(left, 1e-12), strength)

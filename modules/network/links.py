@@ -10,8 +10,9 @@ n = (L + s) D / 2 channel uses and take n / B seconds at any SNR. What the SNR d
 bits. Where b is not whole, a learned codebook names them, which needs no scale. The message takes
 bits / (B eta) seconds, eta being the most bits a channel use that a modulation and code of 5G (TS
 38.214, Table 5.1.3.1-1, from rate 1/5 on) carries at this SNR: those whose Shannon limit lies
-`gap_db` below it. The loss is that of tokens so quantised; if the SNR was below what the code
-needs, nothing arrives.
+`gap_db` below it. At a lower SNR than all need, the lowest one is repeated, which carries as much
+as all of the power in a narrower band. The loss is that of tokens so quantised; if the SNR was
+below what the code needs, nothing arrives.
 
 In both the first option is silence: nothing is sent and nothing arrives.
 
@@ -118,12 +119,23 @@ class Analog(Link):
         snr = self.learnt(truth / np.maximum(hertz, 1e-300))
         return np.where(option > 0, to_db(np.maximum(snr, from_db(LOST_DB))), LOST_DB)
 
+    def faded(self, level, source: np.random.Generator) -> np.ndarray:
+        """Levels after a fade each, drawn where fades are not known."""
+        if np.isinf(self.coherence):
+            return level
+        return level + to_db(source.choice(self._drawn, level.shape))
+
+    @cached_property
+    def _drawn(self) -> np.ndarray:
+        """|h|^2 of 999 fades."""
+        return np.maximum(np.sort(self.fading((999,))), 1e-6)
+
     @cached_property
     def _faded(self) -> np.ndarray:
         """`excess`, on average over the fade where it is not known."""
         if np.isinf(self.coherence):
             return self.excess
-        db = to_db(np.maximum(np.sort(self.fading((999,))), 1e-6))
+        db = to_db(self._drawn)
         rows = self.excess.reshape(-1, len(FINE))
         mean = [np.interp(FINE[:, None] + db, FINE, row).mean(axis=1) for row in rows]
         return np.array(mean).reshape(self.excess.shape)
@@ -147,17 +159,16 @@ class Digital(Link):
         bits, fades = self.payload(kind, option), self.fades(seconds)
         uses = np.asarray(bits)[..., None] / EFFICIENCY + (self.pilots * fades)[..., None]
         needed = self.thresholds(fades) * uses / seconds[..., None]  # p g / N0 that each code takes
-        code = (needed <= strength[..., None]).sum(axis=-1) - 1
+        code = (needed <= strength[..., None] * (1 + 1e-9)).sum(axis=-1) - 1
         hertz = (bits / EFFICIENCY[code] + self.pilots * fades) / seconds
         return np.where(code >= 0, hertz, np.inf)
 
     def seconds(self, kind, option, hertz, strength) -> np.ndarray:
-        """s of the uplink, with the code that a single fade allows; infinite where none works."""
+        """s of the uplink, with the code that a single fade allows."""
         snr = np.asarray(strength / hertz)
-        code = (self.thresholds(np.ones(snr.shape)) <= snr[..., None]).sum(axis=-1) - 1
+        rate = efficiency(snr, self.thresholds(np.ones(snr.shape)))
         with np.errstate(divide="ignore", invalid="ignore"):
-            uses = self.payload(kind, option) / np.where(code >= 0, EFFICIENCY[code], 0)
-        return self.filled(uses, hertz)
+            return self.filled(self.payload(kind, option) / rate, hertz)
 
     def loss(self, kind, option, hertz, strength, seconds=None, truth=None) -> np.ndarray:
         """nats against the best; what does not arrive counts as silence. `seconds` of the uplink
@@ -179,13 +190,18 @@ class Digital(Link):
         code = np.searchsorted(EFFICIENCY, np.nan_to_num(carried) * (1 - 1e-9))
         needed = np.take_along_axis(
             self.thresholds(fades), np.minimum(code, len(EFFICIENCY) - 1)[..., None], axis=-1
-        )[..., 0]
+        )[..., 0] * np.minimum(1, carried / EFFICIENCY[0])
         return (option > 0) & ((snr < needed * (1 - 1e-9)) | (code == len(EFFICIENCY)))
 
     def level(self, kind, option, hertz, seconds, truth) -> np.ndarray:
         """Bits an entry, 0 where nothing arrives."""
         arrives = (option > 0) & ~self.lost(kind, option, hertz, seconds, truth)
         return np.where(arrives, self.bits[option], 0)
+
+    def faded(self, level, source: np.random.Generator) -> np.ndarray:
+        """Levels but for outages, drawn where fades are not known."""
+        out = np.isfinite(self.coherence) & (source.random(level.shape) < self.outage)
+        return np.where(out, 0, level)
 
     def thresholds(self, fades: np.ndarray) -> np.ndarray:
         """The mean SNR that each code needs over so many fades, (..., codes)."""
@@ -205,6 +221,13 @@ class Digital(Link):
             return needed
         half = needed * (1 + self.pilots)
         return (half + np.sqrt(half**2 + 4 * self.pilots * needed)) / (2 * self.pilots)
+
+
+def efficiency(snr: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Bits a channel use at an SNR (...), for codes that need at least `thresholds` (..., codes):
+    of the best one, or where it is below all, of the lowest one repeated."""
+    code = (thresholds <= snr[..., None]).sum(axis=-1) - 1
+    return EFFICIENCY[np.maximum(code, 0)] * np.minimum(1, snr / thresholds[..., 0])
 
 
 @lru_cache(maxsize=64)

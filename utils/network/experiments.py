@@ -14,7 +14,7 @@ import numpy as np
 from modules.network.allocation import Allocation, Problem, allocate
 from modules.network.baselines import ablations, water_filling
 from modules.network.cell import from_dbm
-from utils.network.study import LINKS, Study, judged, spent
+from utils.network.study import LINKS, Study, spent
 from utils.report.statistics import paired_ratio, quantiles
 
 COHERENCES = (float("inf"), 0.1, 0.03, 0.01, 0.003)  # s that a fade stays
@@ -148,7 +148,8 @@ def shared_power(study: Study) -> float:
 
 def over_budgets(study: Study, drops: int, names: Sequence[str]) -> dict:
     """Changeable objective, latency and loss of some methods against bandwidth and against the
-    power of a handset."""
+    power of a handset, and the first method's changeable objective over the last one's in the same
+    drops."""
     c = study.config
     budgets = {
         "bandwidth": c.bandwidth * 4.0 ** np.arange(-2, 2),
@@ -157,17 +158,21 @@ def over_budgets(study: Study, drops: int, names: Sequence[str]) -> dict:
     found: dict = {}
     for link in LINKS:
         for budget, values in budgets.items():
-            curves: dict = {"values": values.tolist()}
-            for name in names:
-                rows = []
-                for value in values:
-                    problems = [study.drop(d, link, **{budget: float(value)}) for d in range(drops)]
-                    each = [spent(study, p, study.methods[name](p)) for p in problems]
-                    rows.append({k: quantiles([row[k] for row in each]) for k in
-                                 ("changeable", "latency_s", "loss")})  # fmt: skip
-                curves[name] = rows
-            found.setdefault(link, {})[budget] = curves
+            told: dict = {"values": values.tolist(), "ratio": [], **{name: [] for name in names}}
+            for value in values:
+                problems = [study.drop(d, link, **{budget: float(value)}) for d in range(drops)]
+                rows = {n: [spent(study, p, study.methods[n](p)) for p in problems] for n in names}
+                for name in names:
+                    told[name].append({k: quantiles([row[k] for row in rows[name]]) for k in
+                                       ("changeable", "latency_s", "loss")})  # fmt: skip
+                told["ratio"].append(against(rows[names[0]], rows[names[-1]]))
+            found.setdefault(link, {})[budget] = told
     return found
+
+
+def against(ours: list[dict], theirs: list[dict]) -> dict:
+    """Our changeable objective over theirs in the same drops."""
+    return paired_ratio(*([row["changeable"] for row in rows] for rows in (ours, theirs)))
 
 
 def over_users(study: Study, drops: int, names: Sequence[str]) -> dict:
@@ -181,8 +186,7 @@ def over_users(study: Study, drops: int, names: Sequence[str]) -> dict:
             rows = {n: [spent(study, p, study.methods[n](p)) for p in problems] for n in names}
             for name in names:
                 told["spent"][name].append(summary(rows[name]))
-            ours, theirs = ([row["changeable"] for row in rows[n]] for n in (names[0], names[-1]))
-            told["ratio"].append(paired_ratio(ours, theirs))
+            told["ratio"].append(against(rows[names[0]], rows[names[-1]]))
         found[link] = told
     return found
 
@@ -190,16 +194,22 @@ def over_users(study: Study, drops: int, names: Sequence[str]) -> dict:
 def over_fades(study: Study, drops: int, coherences: Sequence[float]) -> dict:
     """The joint allocation where fades are not known in advance, by how long one stays: first one
     that is known, then outage where an uplink meets one fade, and nearly ergodic where it meets
-    many."""
+    many. The `ratio` is of the changeable objective over the first in the same drops, here and
+    below."""
     found: dict = {"coherence_s": list(coherences)}
     for link in LINKS:
         rows = []
         for coherence in coherences:
             of = study.link(link, coherence=coherence)
             problems = [study.drop(d, of) for d in range(drops)]
-            rows.append(summary([spent(study, p, allocate(p)) for p in problems]))
-        found[link] = rows
+            rows.append([spent(study, p, allocate(p)) for p in problems])
+        found[link] = beside_first(rows)
     return found
+
+
+def beside_first(rows: list[list[dict]]) -> list[dict]:
+    """Summaries, each with its ratio to the first in the same drops."""
+    return [{**summary(each), "ratio": against(each, rows[0])} for each in rows]
 
 
 def over_knowledge(study: Study, drops: int, errors_db: Sequence[float]) -> dict:
@@ -213,18 +223,18 @@ def over_knowledge(study: Study, drops: int, errors_db: Sequence[float]) -> dict
             each = []
             for d in range(drops):
                 true = study.drop(d, link)
-                result = judged(true, allocate(study.misjudged(true, error, error, d)))
+                result = study.guessed(allocate, error, true)
                 row = spent(study, true, result)
                 silent = true.link.excess[true.kind, 0]
                 lost = result.loss >= (silent if silent.ndim == 1 else silent[:, 0]) - 1e-12
                 row["outage"] = float(lost.mean())
                 each.append(row)
-            rows.append(summary(each))
+            rows.append(each)
         learnt = []
         for pilots in found["pilots"]:
             problems = [study.drop(d, study.link(link, pilots=pilots)) for d in range(drops)]
-            learnt.append(summary([spent(study, p, allocate(p)) for p in problems]))
-        found[link] = {"error": rows, "pilots": learnt}
+            learnt.append([spent(study, p, allocate(p)) for p in problems])
+        found[link] = {"error": beside_first(rows), "pilots": beside_first(learnt)}
     return found
 
 

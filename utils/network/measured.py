@@ -10,8 +10,8 @@ import numpy as np
 
 from modules.digital.codebook import GROUPS, token_bits
 from modules.digital.quantisation import STEPS
-from modules.network.cell import from_db
-from modules.network.links import EFFICIENCY
+from modules.network.cell import from_db, to_db
+from modules.network.links import EFFICIENCY, efficiency
 from utils.mini.text import caption
 from utils.mini.world import scenes
 from utils.network.answers import LOST, Answers, Asked, measure
@@ -21,6 +21,7 @@ from utils.report.statistics import crossed
 DRAWS = 1000  # of a bootstrap
 HELD_OUT = 10_000  # the first drop that nothing else looks at
 BANDWIDTHS = (1.0, 0.25, 0.06)  # shares of the study's, with which predictions are checked
+FADES = 24  # of each scene there, where fades are not known
 
 
 def surface_points(config: Any, ask: list[dict]) -> dict[str, list[dict]]:
@@ -37,7 +38,7 @@ def parts(study: Study, ask: list[dict]) -> dict[str, Callable[[], dict]]:
     test questions of both links, of each trained seed."""
     c, first = study.config, ask[0]
     captions = mini_captions(c.mini_clips[2]) if c.preset == "mini" else None
-    held_out = range(HELD_OUT, HELD_OUT + c.few * len(BANDWIDTHS))
+    held_out = range(HELD_OUT, HELD_OUT + max(1, c.few // 2) * len(BANDWIDTHS))
     return {
         "agreement": partial(agreement, study, {k: first[k]["val"] for k in LINKS}, held_out),
         "by_deadline": partial(by_deadline, study, ask, c.drops, c.passes),
@@ -54,7 +55,8 @@ def mini_captions(count: int) -> dict[str, str]:
 def agreement(study: Study, answers: dict[str, Answers], drops: Sequence[int]) -> dict:
     """Predicted against measured validation loss of drops that nothing was fitted to, by the joint
     allocation and the equal split; drops take turns in the study's weights, and in shares of its
-    bandwidth, so that losses spread. Each takes all questions of the split."""
+    bandwidth, so that losses spread. Each takes all questions of the split. The `line` is of those
+    in which somebody sends; what is lost without a message was measured for the surface."""
     budgets = [*product(BANDWIDTHS, study.config.weights)]
     found = {}
     for link, answer in answers.items():
@@ -65,18 +67,22 @@ def agreement(study: Study, answers: dict[str, Answers], drops: Sequence[int]) -
                 problem = study.drop(drop, link, weight=weight, bandwidth=bandwidth)
                 result = study.methods[name](problem)
                 lost = (problem.importance * result.loss).sum()
-                asked = answer(*arrives(problem, result), seed=1000 + drop)
+                times = FADES if np.isfinite(problem.link.coherence) else 1
+                asked = answer(*arrives(problem, result, times, drop), seed=1000 + drop)
                 points.append({
-                    "drop": drop, "method": name,
+                    "drop": drop, "method": name, "silent": not result.option.any(),
                     "predicted": problem.floor + float(lost), "measured": asked.loss,
                 })  # fmt: skip
-        found[link] = {"points": points, **line(points)}
+        heard = [p for p in points if not p["silent"]]
+        found[link] = {"points": points, "silent": len(points) - len(heard), **line(heard)}
     return found
 
 
 def line(points: list[dict]) -> dict:
     """The straight line through measured against predicted losses: `slope`, `offset` at the mean
     prediction, and `r2`, the share of the variance of what was measured that it explains."""
+    if not points:
+        return {"slope": 0.0, "offset": 0.0, "r2": 0.0}
     x, y = (np.array([p[k] for p in points]) for k in ("predicted", "measured"))
     spread = np.square(x - x.mean()).sum()
     slope = ((x - x.mean()) * y).sum() / spread if spread > 0 else 0.0
@@ -136,7 +142,7 @@ def answered(
     """What comes of the questions, by seed and pass, and each drop's latency in s."""
     problems = [study.drop(d, link, deadline=deadline, weight=0.0) for d in range(drops)]
     solved = [method(problem) for problem in problems]
-    sent = [arrives(*each) for each in zip(problems, solved, strict=True)]
+    sent = [arrives(*each, seed=d) for d, each in enumerate(zip(problems, solved, strict=True))]
     lengths, levels = (np.concatenate([s[i] for s in sent]) for i in (0, 1))
     turns = [len(lengths) * k // passes for k in range(passes)]
     asked = [
@@ -148,7 +154,8 @@ def answered(
 
 def latency_ratio(deadlines: Sequence[float], ours: np.ndarray, theirs: np.ndarray, clips) -> dict:
     """Ours over their latency where ours is as accurate as they are at their middle deadline:
-    `ratio`, with the 95 % interval of a bootstrap over clips and seeds, None where ours never is.
+    `ratio`, with the 95 % interval of a bootstrap over clips and seeds, None where ours never is;
+    `least`, at which it is so with the shortest deadline already: the ratio is that or less.
 
     Args:
         ours, theirs: right answers (deadlines, seeds, questions).
@@ -178,45 +185,68 @@ def latency_ratio(deadlines: Sequence[float], ours: np.ndarray, theirs: np.ndarr
         for _ in range(DRAWS)
     ]
     low, high = np.quantile(drawn, (0.025, 0.975), method="inverted_cdf")
+    least = np.exp(log[0] - log[middle])
     return {k: None if np.isinf(v) else float(v) for k, v in
-            (("ratio", found), ("low", low), ("high", high))}  # fmt: skip
+            (("ratio", found), ("low", low), ("high", high), ("least", least))}  # fmt: skip
 
 
 def over_messages(study: Study, ask: dict, captions: dict[str, str] | None) -> dict:
     """Accuracy against SNR in as many channel uses as `link_length` analog tokens of each modality
-    take: analog tokens, and at each SNR the best digital message that fits (`digital_messages`).
-    SNR, channel uses, and so time and energy, are the same for all; each link has its own model.
+    take: at each SNR the best number of analog tokens, and the best digital message that fits
+    (`digital_messages`). Channel uses, time and energy are the same for all, or the same energy
+    goes into fewer uses; each link has its own model. And the same over Rayleigh fades that the
+    sender knows, against the average SNR.
     """
     c, analog, digital = study.config, ask["analog"]["test"], ask["digital"]["test"]
     special = np.array(list(study.special.values()))
     uses = (special + c.link_length) * study.hidden / 2  # of each modality
     snr_db = np.array(c.link_snr_db)
-    curves = {
-        name: [analog(np.full((1, 2), n), np.full((1, 2), at)).accuracy for at in snr_db]
-        for name, n in (("analog tokens", c.link_length), ("analog special tokens alone", 0))
+    fewer = [n for n in c.surface_lengths if n < c.link_length]
+    gains_db = {n: to_db(uses / ((special + n) * study.hidden / 2)) for n in (0, *fewer)}
+    gains_db[c.link_length] = np.zeros(len(uses))
+    asked = {
+        n: [analog(np.full((1, 2), n), [at + gain]).accuracy for at in snr_db]
+        for n, gain in gains_db.items()
     }
-    gap = float(from_db(c.gap_db))
-    code = np.searchsorted(gap * np.expm1(np.log(2) * EFFICIENCY), from_db(snr_db), "right")
-    carried = np.r_[0, EFFICIENCY][code]  # bits a channel use, 0 below every code
     messages = digital_messages(study, digital, uses, captions)
     nothing = digital(np.ones((1, 2)), np.full((1, 2), LOST["digital"])).accuracy
-    chosen: dict = {}
-    for name in dict.fromkeys(m["kind"] for m in messages):
-        some = [m for m in messages if m["kind"] == name]
-        fits = [[m for m in some if m["needs"] <= at] for at in carried]
-        chosen[name] = [max(f, key=lambda m: m["accuracy"], default=None) for f in fits]
-        curves[name] = [max(nothing, m["accuracy"]) if m else nothing for m in chosen[name]]
-    curves["digital envelope"] = np.max([curves[name] for name in chosen], axis=0).tolist()
+    lowest = snr_db[0] - 20  # dB, at which nothing is heard of an analog token
+
+    def at(levels: np.ndarray) -> dict[str, np.ndarray]:
+        """Accuracies at these SNRs in dB, by what is sent."""
+        alone, *tokens = (
+            np.interp(levels, [lowest, *snr_db], [nothing, *of]) for of in asked.values()
+        )
+        found = {"analog tokens": np.max(tokens, axis=0), "analog special tokens alone": alone}
+        best = best_messages(messages, levels, c.gap_db, nothing)
+        return {**found, **best, "digital envelope": np.max([*best.values()], axis=0)}
+
+    # Fades in a thousand steps of equal probability, (SNRs, fades)
+    faded = snr_db[:, None] + to_db(-np.log1p(-(np.arange(1000) + 0.5) / 1000))
     return {
         "snr_db": snr_db.tolist(),
         "channel_uses": int(uses.sum()),
         "questions": len(digital.clip),
         "nothing": nothing,
-        "curves": curves,
-        "over_rayleigh": over_rayleigh(snr_db, curves, nothing),
-        "chosen": chosen,
+        "curves": {k: of.tolist() for k, of in at(snr_db).items()},
+        "over_rayleigh": {k: of.mean(axis=1).tolist() for k, of in at(faded).items()},
         "messages": messages,
     }
+
+
+def best_messages(
+    messages: list[dict], snr_db: np.ndarray, gap_db: float, nothing: float
+) -> dict[str, np.ndarray]:
+    """Accuracy of the best message of each kind that fits at these SNRs, or of `nothing`."""
+    snr = from_db(snr_db)
+    needed = from_db(gap_db) * np.expm1(np.log(2) * EFFICIENCY)
+    carried = efficiency(snr, np.broadcast_to(needed, (*snr.shape, len(needed))))
+    found: dict[str, np.ndarray] = {}
+    for message in messages:
+        before = found.get(message["kind"], np.full(snr.shape, nothing))
+        heard = np.where(message["needs"] <= carried, message["accuracy"], nothing)
+        found[message["kind"]] = np.maximum(before, heard)
+    return found
 
 
 def digital_messages(
@@ -244,15 +274,3 @@ def digital_messages(
         messages.append({"kind": "caption as text", "bits": bits, "needs": needs,
                          "accuracy": asked.accuracy})  # fmt: skip
     return messages
-
-
-def over_rayleigh(snr_db: np.ndarray, curves: dict[str, list], nothing: float) -> dict:
-    """Accuracy against the average SNR where each clip has a Rayleigh fade that the sender knows:
-    the curves over the instantaneous SNR, averaged."""
-    fade_db = 10 * np.log10(-np.log1p(-(np.arange(1000) + 0.5) / 1000))
-    seen = np.asarray(snr_db)[:, None] + fade_db
-    edges = np.r_[snr_db[0] - 20, snr_db]  # far below the lowest SNR nothing arrives
-    return {
-        name: np.interp(seen, edges, np.r_[nothing, of]).mean(axis=1).tolist()
-        for name, of in curves.items()
-    }

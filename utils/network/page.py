@@ -15,24 +15,34 @@ def decisive(metrics: dict) -> list[str]:
     found = []
     for link, of in metrics["measured"]["by_deadline"].items():
         gain = of["accuracy_at_equal_latency"]["equal split"]
-        mean, width = 100 * gain["mean"], 100 * (gain["ci95"] or 0)
+        holds = gain["ci95"] is not None and gain["mean"] > gain["ci95"]
         line = (
-            f"- **{link}**: in equal time the joint allocation answers {mean:+.1f} ± {width:.1f} "
+            f"- **{link}**: in equal time the joint allocation answers {points(gain)} points more "
         )
-        says = "points more than the equal split."
-        if mean <= width:
-            says = "points more than the equal split, which does not show that it is better."
-        found.append((mean > width, line + says))
+        line += "than the equal split"
+        found.append((holds, line + ("." if holds else ", which does not show that it is better.")))
         ratio = of["latency_at_equal_accuracy"]["equal split"]
         holds = ratio["high"] is not None and ratio["high"] < 1
-        line = (
-            f"- **{link}**: for equal accuracy it takes {share(*ratio.values())} of the time that "
-        )
-        says = "the equal split takes."
-        if not holds:
-            says = "the equal split takes, which does not show that it is faster."
-        found.append((holds, line + says))
+        line = f"- **{link}**: for equal accuracy it takes {latency(ratio)} of the time that the "
+        line += "equal split takes"
+        found.append((holds, line + ("." if holds else ", which does not show that it is faster.")))
     return [line for _, line in sorted(found, key=lambda each: each[0])]
+
+
+def points(gain: dict) -> str:
+    """A difference of accuracies with its interval; a single seed has none."""
+    width = gain["ci95"]
+    return f"{100 * gain['mean']:+.1f}" + ("" if width is None else f" ± {100 * width:.1f}")
+
+
+def latency(found: dict) -> str:
+    """A ratio of latencies with its interval: `none` where it is without end, `at most` where the
+    shortest deadline is enough already."""
+    told = []
+    for value in (found["ratio"], found["low"], found["high"]):
+        least = value is not None and value <= found["least"] * (1 + 1e-9)
+        told.append("none" if value is None else ("at most " if least else "") + f"{value:.2f}")
+    return "{} ({} to {})".format(*told)
 
 
 def row(*cells: str) -> str:
@@ -50,6 +60,7 @@ def tables(metrics: dict) -> list[str]:
         f"The study took {minutes:.0f} minutes after training.",
         *bounds(metrics),
         *predictions(metrics),
+        *deadlines(metrics),
         *methods(metrics),
         *variables(metrics),
         *messages(metrics),
@@ -71,7 +82,18 @@ def predictions(metrics: dict) -> list[str]:
     """Whether predicted losses came true."""
     lines = head("measured against predicted loss", "slope", "R²", "mean difference (nats)")
     for link, of in metrics["measured"]["agreement"].items():
-        lines.append(row(link, f"{of['slope']:.2f}", f"{of['r2']:.2f}", f"{of['offset']:+.3f}"))
+        told = f"{link}, {len(of['points']) - of['silent']} allocations"
+        lines.append(row(told, f"{of['slope']:.2f}", f"{of['r2']:.2f}", f"{of['offset']:+.3f}"))
+    return lines
+
+
+def deadlines(metrics: dict) -> list[str]:
+    """By how many points the joint allocation is above the equal split within each deadline."""
+    measured = metrics["measured"]["by_deadline"]
+    times = [f"{1000 * s:g} ms" for s in next(iter(measured.values()))["deadlines_s"]]
+    lines = head("joint's points more than the equal split within", *times)
+    for link, of in measured.items():
+        lines.append(row(link, *map(points, of["by_deadline"]["equal split"])))
     return lines
 
 
@@ -93,18 +115,16 @@ def methods(metrics: dict) -> list[str]:
             cells = [f"{1000 * spent['latency_s']['p50']:.0f}", f"{spent['loss']['p50']:.3f}",
                      f"{100 * spent['outage_probability']:.1f} %", "", "", ""]  # fmt: skip
             if name in of["ratios"]:
-                gain = answers["accuracy_at_equal_latency"][name]
                 cells[3] = share(of["ratios"][name]["median_ratio"], *of["ratios"][name]["ci95"])
-                cells[4] = f"{100 * gain['mean']:+.1f} ± {100 * (gain['ci95'] or 0):.1f}"
-                cells[5] = share(*answers["latency_at_equal_accuracy"][name].values())
+                cells[4] = points(answers["accuracy_at_equal_latency"][name])
+                cells[5] = latency(answers["latency_at_equal_accuracy"][name])
             lines.append(row(name, *cells))
     return lines
 
 
-def share(found: float | None, low: float | None, high: float | None) -> str:
-    """A ratio with its interval; none where one is without end."""
-    told = ("none" if value is None else f"{value:.2f}" for value in (found, low, high))
-    return "{} ({} to {})".format(*told)
+def share(found: float, low: float, high: float) -> str:
+    """A ratio with its interval."""
+    return f"{found:.2f} ({low:.2f} to {high:.2f})"
 
 
 def variables(metrics: dict) -> list[str]:

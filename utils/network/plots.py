@@ -1,5 +1,5 @@
-"""The figures of task_network.py. Over drops they show medians, with bands from the 10 to the 90 %
-quantile where drops are not compared with each other."""
+"""The figures of task_network.py. Over drops they show medians, and differences as ratios of the
+same drops, with their 95 % intervals."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -66,7 +66,8 @@ def surface(points: list[dict], told: dict, link: str, path: str) -> str:
             )
             fit = of.floor + of.table(kind, np.array([length]), shown)[0]
             axis.plot(shown, fit, color=colour, lw=1, label=f"{length:g}")
-        axis.axhline(of.floor + of.excess[kind][0, 0], color=GREY, ls=":", lw=1)
+        nothing = of.floor + of.excess[kind][0, 0]
+        axis.axhline(nothing, color=GREY, ls=":", lw=1, label="nothing arrives")
         dress(
             axis, xlabel=LEVEL[link], title=f"{kind}, the other at its best", ylabel="loss (nats)"
         )
@@ -84,13 +85,14 @@ def surface(points: list[dict], told: dict, link: str, path: str) -> str:
 
 
 def agreement(found: dict, path: str) -> str:
-    """Predicted against measured loss of drops that nothing was fitted to."""
+    """Predicted against measured loss of drops that nothing was fitted to, in which somebody
+    sends."""
     figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.8))
     for axis, (link, of) in zip(axes, found.items(), strict=True):
         for name, style in zip(
             ("joint", "equal split"), styles(("joint", "equal split")), strict=True
         ):
-            mine = [p for p in of["points"] if p["method"] == name]
+            mine = [p for p in of["points"] if p["method"] == name and not p["silent"]]
             x, y = ([p[k] for p in mine] for k in ("predicted", "measured"))
             axis.plot(x, y, ls="", ms=4, **style)
         ends = np.array(axis.get_xlim())
@@ -116,7 +118,7 @@ def by_deadline(found: dict, path: str) -> str:
                 mean, width = (
                     100 * np.array([r[k] or 0.0 for r in rows]) for k in ("mean", "ci95")
                 )
-                place = x * (1 + 0.02 * list(looks).index(name))  # bars beside each other
+                place = x * 1.02 ** (list(looks).index(name) - len(looks) / 2)  # side by side
                 style = {k: style[k] for k in ("color", "marker", "label")}
                 below.errorbar(place, mean, yerr=width, capsize=2, ms=4, lw=1, **style)
         below.axhline(0, color="black", lw=0.8)
@@ -173,7 +175,8 @@ def variables(found: dict, path: str) -> str:
 
 
 def budgets(found: dict, path: str) -> str:
-    """What can be changed of the objective against bandwidth and against a handset's power."""
+    """What the joint allocation has of the equal split's changeable objective in the same drops,
+    against bandwidth and against a handset's power."""
     figure, axes = plt.subplots(2, 2, figsize=(9.5, 7))
     labels = {
         "bandwidth": ("bandwidth of all (MHz)", 1e-6),
@@ -181,24 +184,18 @@ def budgets(found: dict, path: str) -> str:
     }
     for row, (link, of) in zip(axes, found.items(), strict=True):
         for axis, (name, (label, unit)) in zip(row, labels.items(), strict=True):
-            curves = dict(of[name])
-            x = unit * np.array(curves.pop("values"))
-            for curve, style in zip(curves.values(), styles(curves, ms=4), strict=True):
-                axis.plot(x, [point["changeable"]["p50"] for point in curve], **style)
-            dress(axis, 8, xscale="log", yscale="log", xlabel=label, title=link,
-                  ylabel="what can be changed, median")  # fmt: skip
-            plain_numbers(axis.yaxis)
+            paired(axis, unit * np.array(of[name]["values"]), of[name]["ratio"], color=BLUE)
+            dress(axis, xscale="log", xlabel=label, title=link,
+                  ylabel="joint over equal split, median ratio")  # fmt: skip
     figure.tight_layout()
     return save(figure, path)
 
 
-def over(axis: plt.Axes, x: Sequence[float], rows: list[dict], key: str, unit: float, **style):
-    """The median over drops, with a band from the 10 to the 90 % quantile."""
-    low, middle, high = (
-        unit * np.array([row[key][q] for row in rows]) for q in ("p10", "p50", "p90")
-    )
-    axis.plot(x, middle, **style)
-    axis.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
+def paired(axis: plt.Axes, x: Sequence[float], rows: list[dict], **style) -> None:
+    """Median ratios of the same drops, each with its 95 % interval."""
+    middle, ends = (np.array([row[k] for row in rows]) for k in ("median_ratio", "ci95"))
+    axis.errorbar(x, middle, yerr=abs(ends.T - middle), fmt="o-", ms=4, capsize=3, **style)
+    axis.axhline(1, color="black", lw=0.8)
 
 
 def front(found: dict, path: str) -> str:
@@ -227,10 +224,7 @@ def users(found: dict, path: str) -> str:
         for name, style in zip(rows, styles(rows, ms=4), strict=True):
             for axis, key, unit in ((row[0], "latency_s", 1000), (row[1], "loss", 1)):
                 axis.plot(x, [unit * each[key]["p50"] for each in rows[name]], **style)
-        middle, ends = (np.array([r[k] for r in found[link]["ratio"]])
-                        for k in ("median_ratio", "ci95"))  # fmt: skip
-        row[2].errorbar(x, middle, yerr=abs(ends.T - middle), fmt="o-", color=BLUE, capsize=3)
-        row[2].axhline(1, color="black", lw=0.8)
+        paired(row[2], x, found[link]["ratio"], color=BLUE)
         for axis in row:
             doubling(axis, x)
         label = f"{list(rows)[0]} over {list(rows)[-1]}, median ratio"
@@ -243,19 +237,28 @@ def users(found: dict, path: str) -> str:
 
 
 def fades(found: dict, known: dict, path: str) -> str:
-    """Expected loss by how long a fade stays, by what is not known of gains, and by pilots."""
-    figure, axes = plt.subplots(1, 3, figsize=(12.5, 3.8))
+    """What the joint allocation pays for fades and gains that are not known, and for pilots: its
+    changeable objective over that where all is known, in the same drops, and who is not heard."""
+    figure, axes = plt.subplots(2, 3, figsize=(12.5, 6.5), sharex="col")
     ms = [f"{1000 * s:g}" if np.isfinite(float(s)) else "known" for s in found["coherence_s"]]
+    steps = (ms, known["error_db"], known["pilots"])
+    labels = ("time that a fade stays (ms)", "error of known gains (dB)",
+              "pilots a fade (0: known at no cost)")  # fmt: skip
     links = [k for k in found if k != "coherence_s"]
-    for link, style in zip(links, styles(links, ms=4), strict=True):
-        over(axes[0], range(len(ms)), found[link], "loss", 1, **style)
-        over(axes[1], known["error_db"], known[link]["error"], "loss", 1, **style)
-        over(axes[2], range(len(known["pilots"])), known[link]["pilots"], "loss", 1, **style)
-    axes[0].set_xticks(range(len(ms)), ms)
-    axes[2].set_xticks(range(len(known["pilots"])), [str(n) for n in known["pilots"]])
-    dress(axes[0], 8, xlabel="time that a fade stays (ms)", ylabel="expected loss (nats)")
-    dress(axes[1], xlabel="error of known gains (dB)", title="joint allocation: median, 10 to 90 %")
-    dress(axes[2], xlabel="pilots a fade (0: known at no cost)")
+    for link, colour in zip(links, COLOURS, strict=False):
+        told = (found[link], known[link]["error"], known[link]["pilots"])
+        for above, below, rows in zip(*axes, told, strict=True):
+            paired(
+                above, range(len(rows)), [row["ratio"] for row in rows], color=colour, label=link
+            )
+            unheard = [100 * row["outage_probability"] for row in rows]
+            below.plot(range(len(rows)), unheard, "o-", ms=4, color=colour, label=link)
+    for axis, at, label in zip(axes[1], steps, labels, strict=True):
+        axis.set_xticks(range(len(at)), map(str, at))
+        dress(axis, xlabel=label)
+    axes[0, 0].legend(fontsize=8)
+    axes[0, 0].set_ylabel("median ratio of what can be changed")
+    axes[1, 0].set_ylabel("users not heard (%)")
     figure.tight_layout()
     return save(figure, path)
 

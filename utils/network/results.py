@@ -9,6 +9,7 @@ import numpy as np
 from utils.config import plain
 from utils.files import write_whole
 from utils.network import plots
+from utils.network.page import latency, points
 from utils.training.log import peak_rss_mb
 
 
@@ -52,9 +53,7 @@ def print_summary(metrics: dict) -> None:
         print(f"{link}: measured against predicted loss, slope {slope:.2f}, R^2 {r2:.2f}")
     for link, of in measured["by_deadline"].items():
         for name, row in of["accuracy_at_equal_latency"].items():
-            gain, width = (100 * (row[k] or 0) for k in ("mean", "ci95"))
-            ratio = of["latency_at_equal_accuracy"][name]["ratio"]
-            times = "never" if ratio is None else f"{ratio:.2f}"
-            print(f"{link}: joint against {name}: {gain:+.1f} ± {width:.1f} points at equal "
-                  f"latency, {times} of the latency at equal accuracy")  # fmt: skip
+            print(f"{link}: joint against {name}: {points(row)} points at equal latency, "
+                  f"{latency(of['latency_at_equal_accuracy'][name])} of the latency at equal "
+                  "accuracy")  # fmt: skip
     print(f"after training: {metrics['seconds_after_training'] / 60:.0f} minutes")

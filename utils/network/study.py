@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Study:
     @property
     def methods(self) -> dict[str, Method]:
         """By name what is compared; the first is the proposed one. Your own goes here."""
-        return {
+        found = {
             "joint": allocate,
             "equal split": equal_split,
             "proportional": proportional,
@@ -70,6 +70,17 @@ class Study:
             "alternating": alternating,
             **({"water-filling": water_filling} if np.isfinite(self.config.power_dbm) else {}),
         }
+        if error := self.config.gain_error_db:
+            return {name: partial(self.guessed, of, error) for name, of in found.items()}
+        return found
+
+    def guessed(self, method: Method, error_db: float, problem: Problem) -> Allocation:
+        """What comes of a method that knows gains but for an error in dB (a standard deviation),
+        and counts on as many dB less than it sees."""
+        drop = zlib.crc32(problem.gain.tobytes())
+        error = np.random.default_rng((self.config.seed, 7, drop)).normal(0, 1, problem.users)
+        seen = problem.gain * from_db(error_db * (error - 1))
+        return judged(problem, method(replace(problem, gain=seen)))
 
     def fixed(self, problem: Problem) -> Allocation:
         """One message for all, `reference_length` tokens, of `reference_bits` where digital."""
@@ -166,12 +177,6 @@ class Study:
         )
         return Problem(**{**values, **changes})
 
-    def misjudged(self, problem: Problem, error_db: float, margin_db: float, seed: int) -> Problem:
-        """The drop as a base station sees it that knows gains but for an error in dB (a standard
-        deviation), and counts on `margin_db` less than it sees."""
-        error = np.random.default_rng((self.config.seed, 7, seed)).normal(0, 1, problem.users)
-        return replace(problem, gain=problem.gain * from_db(error_db * error - margin_db))
-
 
 def check(config: Any, models: Any) -> None:
     """ValueError, in one line and before anything is trained, for what no study can use."""
@@ -179,6 +184,9 @@ def check(config: Any, models: Any) -> None:
     for count in (config.users, *config.user_counts):
         if count < 2 or count % 2:
             raise ValueError(f"{count} users: must be even, 2 for a scene, and not 0")
+    for name in ("pilots", "gain_error_db", "joules_per_flop"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"--{name} {getattr(config, name)}: must be 0 or more")
     numbers = ("drops", "instances", "few", "passes", "reference_bits", "link_length")
     for name in (*numbers, "device_flops", "server_flops", "coherence", "gap_db"):
         if not getattr(config, name) > 0:
@@ -196,8 +204,10 @@ def check(config: Any, models: Any) -> None:
         if bits not in (*STEPS, *GROUPS):
             known = ", ".join(f"{b:g}" for b in sorted((*STEPS, *GROUPS)))
             raise ValueError(f"--bits_levels {bits:g}: choose from {known}")
-    if config.channel == QUANTISED:
-        raise ValueError(f"--channel {QUANTISED}: is of the digital link; the analog one has noise")
+    if config.channel in (QUANTISED, "none", "rayleigh", "rician"):
+        raise ValueError(
+            f"--channel {config.channel}: name one of noise alone; fades are the cell's (--fading)"
+        )
     if not 0 < config.outage < 1:
         raise ValueError(f"--outage {config.outage}: must lie within 0 and 1")
     if not config.seeds:
@@ -245,14 +255,17 @@ def spent(study: Study, problem: Problem, found: Allocation) -> dict[str, float]
     }
 
 
-def arrives(problem: Problem, found: Allocation) -> tuple[np.ndarray, np.ndarray]:
+def arrives(
+    problem: Problem, found: Allocation, times: int = 1, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """What a model has to answer from: patch tokens and levels (SNR in dB, or bits an entry) of
-    each scene's two users, (scenes, 2) each. A silent user's level is that at which nothing
-    arrives."""
+    each scene's two users, (times * scenes, 2) each. A silent user's level is that at which nothing
+    arrives. Where fades are not known, each time has fades, or outages, of its own."""
     truth = found.power * problem.gain / problem.noise_density
     sent = (problem.kind, found.option, found.bandwidth, found.seconds, truth)
-    levels = problem.link.level(*sent).astype(float)
-    lengths = np.maximum(problem.link.lengths[found.option], 1)
+    lengths = np.tile(np.maximum(problem.link.lengths[found.option], 1), times)
+    levels = np.tile(problem.link.level(*sent).astype(float), times)
+    levels = problem.link.faded(levels, np.random.default_rng((seed, 8)))
     return lengths.reshape(-1, len(KINDS)), levels.reshape(-1, len(KINDS))
 
 

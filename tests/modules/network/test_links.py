@@ -66,7 +66,10 @@ def test_a_digital_message_takes_its_bits_over_the_best_code():
         below = link.seconds(KIND, option, 1e5, 1e5 * np.full(2, limit * 0.999))
         assert above == pytest.approx(bits / EFFICIENCY[code] / 1e5)
         assert below == pytest.approx(bits / EFFICIENCY[code - 1] / 1e5)
-    assert np.isinf(link.seconds(KIND, option, 1e5, np.full(2, 1.0))).all()
+    lowest = from_db(link.gap_db) * (2 ** EFFICIENCY[0] - 1)
+    repeated = link.seconds(KIND, option, 1e5, np.full(2, 1e5 * lowest / 8))
+    assert repeated == pytest.approx(8 * bits / EFFICIENCY[0] / 1e5)
+    assert repeated == pytest.approx(link.seconds(KIND, option, 1e5 / 8, 1e5 / 8 * lowest))
 
 
 @pytest.mark.parametrize("pilots", [0, 8])
