@@ -1,4 +1,4 @@
-# make demo: the whole system on the mini world. make figures: the sweeps, with error bars.
+# make demo: the whole system on the mini world. make figures: the sweeps, with error bars; make figures FIGURES="--only snr".
 # make network: many users. make real: a real language model, hours; make real REAL="--only residual".
 # make test: the tests that take seconds; make test-all: all of them.
 # Each makes .venv if it is missing and installs requirements.txt there.
@@ -13,7 +13,7 @@ demo: $(VENV)/ready
 	$(BIN)/python task_avqa.py
 
 figures: $(VENV)/ready
-	$(BIN)/python benchmarks/sweeps.py
+	$(BIN)/python benchmarks/sweeps.py $(FIGURES)
 
 network: $(VENV)/ready
 	$(BIN)/python task_align.py --resume true
