@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -101,9 +102,19 @@ def measurements(folder: Path, small: bool) -> dict[str, tuple]:
     }
 
 
+def about() -> dict[str, str]:
+    """What the numbers were measured on, and with."""
+    names = ("torch", "transformers", "peft", "accelerate")
+    return {
+        "device": device_name(),
+        "dtype": measure.dtype(),
+        "packages": {name: version(name) for name in names},
+    }
+
+
 def measure_all(folder: Path, small: bool) -> None:
     """Write FOLDER/measured.json, anew after each measurement."""
-    began, found = time.monotonic(), {"device": device_name(), "dtype": measure.dtype()}
+    began, found = time.monotonic(), about()
     for name, (function, *args) in measurements(folder, small).items():
         print(f"measuring {name}", flush=True)
         late = time.monotonic() - began > SECONDS

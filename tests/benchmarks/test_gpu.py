@@ -31,7 +31,8 @@ def test_every_line_of_it_runs(tmp_path):
     done = script("small", tmp_path / "gpu.json")
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
-    assert found.keys() == {"device", "dtype", *MEASURED, "torchrun", "commit"}
+    about = {"device", "dtype", "packages", "commit"}
+    assert found.keys() == {*about, *MEASURED, "torchrun"}
     assert "error" not in json.dumps(found)
     for name in MEASURED:
         assert found[name]["peak_gb"] > 0
