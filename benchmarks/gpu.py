@@ -23,6 +23,7 @@ import task_align
 import task_avqa
 from benchmarks import full_size, measure
 from benchmarks.efficiency import device_name
+from benchmarks.experiments.page import table
 from benchmarks.measure import alone
 from modules.system import Batch
 
@@ -140,6 +141,21 @@ def collect(folder: Path, out: Path) -> None:
     content = json.dumps({**found, "commit": measure.commit()}, indent=2)
     out.write_text(content + "\n")
     print(content)
+
+
+def tables(found: dict) -> str:
+    """What docs/paper_preset.md shows of the results."""
+    on = f"on one {found['device'].removeprefix('NVIDIA ')}"
+    rows = []
+    for stage, name, what in (("stage 1", "stage1", "clips"), ("stage 2", "stage2", "questions")):
+        step = found[name]
+        rates = (f"{step['steps_per_s']:.1f}", f"{step['peak_gb']:.1f}")
+        share = f"{100 * step['peak_fraction']:.0f}"
+        rows.append([stage, f"{step['batch']} {what}", *rates, share])
+    head = [on, "batch", "steps/s", "peak memory, GB", "share of the GPU's matrix rate, %"]
+    encoding = found["encoding"]
+    row = ["both encoders", f"{encoding['clips_per_s']:.0f}", f"{encoding['peak_gb']:.1f}"]
+    return table(head, rows) + "\n" + table([on, "clips/s", "peak memory, GB"], [row])
 
 
 def main() -> None:

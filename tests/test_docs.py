@@ -12,7 +12,7 @@ import torch
 import task_align
 import task_avqa
 import task_network
-from benchmarks import efficiency, real_language_model, seeds, shapes, sweeps
+from benchmarks import efficiency, gpu, real_language_model, seeds, shapes, sweeps
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.experiments.page import write_page
 from modules import channel
@@ -111,6 +111,13 @@ def test_table_of_speed_is_that_last_measured():
         line in lines
         for line in efficiency.tables(found("benchmarks/efficiency.json")).splitlines()
     )
+
+
+def test_table_of_a_gpu_is_that_last_measured():
+    """docs/paper_preset.md shows what benchmarks/gpu.json holds."""
+    lines = gpu.tables(found("benchmarks/gpu.json")).splitlines()
+    said = page("paper_preset").splitlines()
+    assert all(line in said for line in lines if line)
 
 
 @measured("benchmarks/seeds.json")
