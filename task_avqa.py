@@ -108,10 +108,11 @@ def main(config: Config) -> dict | None:
     write = partial(answers, model, loaders["test"], processors.tokenizer, run)
     said = {snr_db: write(snr_db) for snr_db in sorted({*config.test_snr_db, config.snr_db})}
     short = {pair: at_lengths(model, loaders, run, pair) for pair in config.test_lengths}
+    if run.is_main:
+        write_answers(run.log.path(".answers.csv"), clips["test"].rows, said, short)
     blind = baseline()
     if not run.is_main:
         return None
-    write_answers(run.log.path(".answers.csv"), clips["test"].rows, said, short)
     found = scores(config, clips, said, blind, short)
     print_accuracies(found)
     return run.finish(found, partial(draw, run, found, said[config.snr_db]))

@@ -150,6 +150,9 @@ def test_the_page_of_results_is_that_of_the_committed_numbers(tmp_path):
     write_page(tmp_path / "page.md", results, *sweeps.sections(results))
     shown = (ROOT / "imgs/README.md").read_text()
     assert (tmp_path / "page.md").read_text() == shown
+    claims = shown.split("## Claims")[1].split("\n## ")[0]
+    said = page("results").splitlines()
+    assert all(line in said for line in claims.splitlines() if line.startswith("|"))
     for picture in re.findall(r'\]\(([^)]+)\)|src="([^"]+)"', shown):
         assert (ROOT / "imgs" / "".join(picture)).is_file(), picture
 

@@ -10,9 +10,11 @@ import warnings
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections import ChainMap
 from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, NoReturn
 
+import torch
 from torch import distributed as dist
 from transformers import HfArgumentParser
 from transformers.utils import logging
@@ -183,7 +185,7 @@ def parse_config(presets: dict[str, Any], default: str, doc: str | None) -> Any:
     said = comments(kind)
     for action in parser._actions:
         if action.dest in said:
-            choices = CHOICES.get(action.dest)
+            choices = presets if action.dest == "preset" else CHOICES.get(action.dest)
             text = said[action.dest] + (f"; one of {', '.join(choices)}" if choices else "")
             action.help = text.replace("%", "%%")
     parser.set_defaults(preset=default)
@@ -239,10 +241,14 @@ def run(main: Callable, config: Any) -> None:
             fail(error)
         where = f"{error.filename or 'output'}: {error.strerror}"
         fail(f"{where}; make room there or name another folder, then run again")
+    except torch.OutOfMemoryError as error:
+        said = str(error).split(". ")[0]
+        fail(f"{said}; run again with a smaller --batch, --test_batch or --encode_batch")
     except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        killed = isinstance(error, BrokenProcessPool) or str(error).startswith("DataLoader worker")
+        if not killed:
             raise
-        wrong = "a process that reads media was killed, for lack of memory perhaps"
+        wrong = "a process that makes or reads media was killed, for lack of memory perhaps"
         fail(f"{wrong}; run again, with fewer --workers or a smaller --encode_batch")
     except Stopped as stop:
         fail(stop, stop.status)

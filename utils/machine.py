@@ -8,6 +8,8 @@ from multiprocessing import parent_process
 # needs: beside four busy processes on two cores, a step of the mini preset on two threads takes
 # nine times as long as alone, and so only four times. Read when torch is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+# Figures are files. A notebook hands its own way to draw on to what it starts, which may lack it.
+os.environ["MPLBACKEND"] = "agg"
 
 taken: list[int] = []  # this process's share, where the system keeps no such list
 

@@ -13,13 +13,15 @@ lists the options.
 import argparse
 import json
 import math
+import os
 import sys
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock
 from tqdm import tqdm
 
 if __name__ == "__main__":  # run as a file: what it needs lies beside utils/, not in it
@@ -96,27 +98,30 @@ def preprocess(
         raise ValueError(f"clip_seconds {clip_seconds}: give a number above 0, at most {LONGEST}")
     clips = find_clips(videos, summary)
     settle_settings(out, frames, fps, size)
-    remove_unfinished(out)  # of a run that was killed
-    todo = []
-    for clip in clips:
-        if by_hand(clip, out):
-            summary.kept.append(clip.name)
-        elif finished(clip, out):
-            summary.skipped += 1
-        else:
-            todo.append(clip)
-    extract = partial(extract_clip, out=out, frames=frames, fps=fps, size=size)
-    bar = tqdm(total=len(todo), unit="clip", disable=quiet or not todo)
-    try:
-        with bar, closing(in_processes(extract, todo, workers, clip_seconds)) as results:
-            for clip, problems in results:
-                if problems:
-                    summary.failed[clip.name] = "; ".join(problems)
-                else:
-                    summary.done += 1
-                bar.update()
-    finally:
-        remove_unfinished(out)  # of a decoder that was ended
+    # A second run waits for the first one, and finds its clips done. A folder that is complete may
+    # be read-only.
+    with FileLock(out / ".lock") if os.access(out, os.W_OK) else nullcontext():
+        remove_unfinished(out)  # of a run that was killed
+        todo = []
+        for clip in clips:
+            if by_hand(clip, out):
+                summary.kept.append(clip.name)
+            elif finished(clip, out):
+                summary.skipped += 1
+            else:
+                todo.append(clip)
+        extract = partial(extract_clip, out=out, frames=frames, fps=fps, size=size)
+        bar = tqdm(total=len(todo), unit="clip", disable=quiet or not todo)
+        try:
+            with bar, closing(in_processes(extract, todo, workers, clip_seconds)) as results:
+                for clip, problems in results:
+                    if problems:
+                        summary.failed[clip.name] = "; ".join(problems)
+                    else:
+                        summary.done += 1
+                    bar.update()
+        finally:
+            remove_unfinished(out)  # of a decoder that was ended
     records = {clip.name: read_record(clip, out) for clip in clips}
     summary.notes = {name: "; ".join(r["notes"]) for name, r in records.items() if r and r["notes"]}
     if not quiet:

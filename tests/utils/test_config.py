@@ -4,9 +4,11 @@ import json
 import math
 import sys
 import threading
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import fields, replace
 
 import pytest
+import torch
 
 import task_align
 import task_avqa
@@ -104,19 +106,34 @@ def test_scripts_refuse_them_in_one_line(tmp_path, script, flags):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_killed_worker_is_one_line(monkeypatch, capsys):
-    """Lack of memory ends a script in a line that names the flags that need less."""
+SHORT = {  # of memory: what a script is told, and what it says
+    RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"): (
+        *("a process that makes or reads media was killed", "--workers", "--encode_batch"),
+    ),
+    BrokenProcessPool("A process was terminated abruptly"): (
+        *("a process that makes or reads media was killed", "--workers"),
+    ),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB. GPU 0 has\n8 GiB"): (
+        *("CUDA out of memory; run again with a smaller", "--batch", "--encode_batch"),
+    ),
+}
+
+
+@pytest.mark.parametrize("error", SHORT, ids=lambda error: type(error).__name__)
+def test_lack_of_memory_is_one_line(monkeypatch, capsys, error):
+    """It names the flags that need less."""
 
     def main(_config):
-        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+        raise error
 
     monkeypatch.setattr(sys, "argv", ["task_align.py"])
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # put back afterwards
     with pytest.raises(SystemExit, match="1"):
         run_script(main, task_align.PRESETS, "mini", "")
     said = capsys.readouterr().err
-    assert said.startswith("task_align.py: a process that reads media was killed")
-    assert said.count("\n") == 1 and "--workers" in said and "--encode_batch" in said
+    begins, *flags = SHORT[error]
+    assert said.startswith(f"task_align.py: {begins}") and said.count("\n") == 1
+    assert all(flag in said for flag in flags)
 
 
 @pytest.mark.parametrize("script", STAGES)

@@ -49,6 +49,12 @@ def test_a_stage_runs_on_any_system(tmp_path, forgetful):
     assert (tmp_path / "checkpoint/align-mini-tau0.07.json").is_file()
 
 
+def test_a_notebooks_way_to_draw_is_not_ours(forgetful):
+    """Jupyter names a matplotlib backend of its own to whatever is started from it."""
+    env = forgetful | {"MPLBACKEND": "module://matplotlib_inline.backend_that_is_not_there"}
+    assert "alignment" in python(env, "task_align.py", "--help").stdout
+
+
 def test_a_call_that_hangs_is_ended_on_any_system(forgetful):
     """Where no alarm can be set a thread ends it."""
     code = (

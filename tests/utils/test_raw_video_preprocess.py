@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 import wave
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from tests.helpers import bad_media
 from tests.helpers.bad_media import FPS, hang_on_bad, tone
@@ -69,9 +71,13 @@ def extract(path, out, **settings):
 
 
 def files(folder):
-    """The content of what was extracted, without the records of the sources."""
+    """The content of what was extracted, without the records of the sources and the lock."""
     found = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
-    return {name: p.read_bytes() for name, p in found.items() if name.parts[0] != "sources"}
+    return {
+        name: p.read_bytes()
+        for name, p in found.items()
+        if name.parts[0] not in ("sources", ".lock")
+    }
 
 
 def run(*arguments, **kwargs):
@@ -256,8 +262,24 @@ def test_a_killed_run_leaves_nothing_behind(videos, tmp_path):
     (out / ".partial-abc" / "a").mkdir(parents=True)
     (out / ".partial-abc" / "a" / "frame_0001.png").write_bytes(b"half")
     assert preprocess(videos, out, frames=2, size=8, workers=1, quiet=True).done == 2
-    names = sorted(p.name for p in out.iterdir())
+    names = sorted(p.name for p in out.iterdir() if p.name != ".lock")
     assert names == ["ast_audio", "extraction.json", "sources", "vivit_frames"]
+
+
+def test_a_second_run_waits_for_the_first(videos, tmp_path):
+    """What the first one has under way is left to it, and nothing is done twice."""
+    out = tmp_path / "out"
+    preprocess(videos, out, frames=2, size=8, workers=1, quiet=True)
+    under_way = out / ".partial-abc"
+    under_way.mkdir()
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(out / ".lock"):
+            second = pool.submit(preprocess, videos, out, 2, None, 8, 1, quiet=True)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=1)
+            assert under_way.exists()
+        summary = second.result(timeout=LIMIT)
+    assert (summary.done, summary.skipped) == (0, 2) and not under_way.exists()
 
 
 def test_bad_clips_change_nothing_for_the_others(videos, tmp_path):

@@ -25,12 +25,12 @@ from utils.data.features import (
     check_space,
     clip_bytes,
     missing,
-    model_fingerprint,
     store,
 )
 from utils.data.isolated import in_processes
 from utils.data.loading import context, loading, send_by_value
 from utils.data.media import MediaError, Reader
+from utils.data.models import model_fingerprint
 from utils.mini.world import prepare_mini
 from utils.training.processes import merge, share, total
 

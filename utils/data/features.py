@@ -24,26 +24,11 @@ from torch import Tensor
 from modules.token_compression import COMPRESSIONS, Layout
 from modules.token_transmitter import Encoded, TokenTransmitter
 from utils.data.media import MediaError, Reader, frame_paths
-from utils.data.models import check_folder
 from utils.data.sources import VERSION as EXTRACTION
 from utils.files import write_whole
 
 VERSION = 3  # raise it when the way inputs are made or kept changes
 SHARDS = "-shards"  # ends the name of a folder of shards
-
-
-def model_fingerprint(folder: str | Path) -> str:
-    """A hash of a model folder's weights and configuration: names, sizes and contents."""
-    digest = hashlib.sha256()
-    for path in sorted(check_folder(folder).iterdir()):
-        if path.suffix not in (".json", ".safetensors") or path.name == "revision.json":
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def cache_folder(

@@ -2,10 +2,11 @@
 the system that they make. The mini models and the published ones go through the same functions.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -252,7 +253,38 @@ def build_system(config: Any) -> tuple[System, Processors]:
     return System(config, encoders, language_model), Processors(readers, tokenizer)
 
 
+def model_fingerprint(folder: str | Path) -> str:
+    """A hash of a model folder's weights and configuration: names, sizes and contents."""
+    files = [
+        (path, path.stat().st_size, path.stat().st_mtime_ns)
+        for path in sorted(check_folder(folder).iterdir())
+        if path.suffix in (".json", ".safetensors") and path.name != "revision.json"
+    ]
+    return _contents(tuple(files))
+
+
+@cache
+def _contents(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """A hash of files of these sizes and times, which are read once as long as they stay so."""
+    digest = hashlib.sha256()
+    for path, size, _ in files:
+        digest.update(f"{path.name}:{size}:".encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
 def models_used(config: Any) -> dict[str, dict]:
-    """Where the frozen models came from: folders, and repository and commit where recorded."""
+    """Which the frozen models are: folders, hashes of what lies there, and repository and commit
+    where recorded."""
     folders = {name: getattr(config, name) for name in MODELS}
-    return {name: {"path": str(path), **revision(path)} for name, path in folders.items()}
+    return {
+        name: {"path": str(path), "sha256": model_fingerprint(path), **revision(path)}
+        for name, path in folders.items()
+    }
+
+
+def fingerprints(models: dict[str, dict]) -> dict[str, str]:
+    """Of `models_used`, what does not depend on where they lie."""
+    return {name: model["sha256"] for name, model in models.items()}

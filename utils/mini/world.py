@@ -118,7 +118,7 @@ def write_videos(folder: Path, clips: dict[str, Scene], workers: int, label: str
     if not lacking:
         return
     with ProcessPoolExecutor(max(1, workers), get_context("spawn"), end_with_parent) as pool:
-        written = pool.map(write_video, lacking, lacking.values(), chunksize=16)
+        written = pool.map(write_video, lacking, lacking.values(), chunksize=4)
         list(tqdm(written, label, len(lacking), unit="clip"))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from utils.checkpoints import sha256
 from utils.config import plain
 from utils.data.datasets import media_paths, read_music_avqa, read_valor, without_media
+from utils.data.models import fingerprints, models_used
 
 ROOT = Path(__file__).resolve().parents[2]
 READ = {"align": read_valor, "avqa": read_music_avqa}  # a task's annotations
@@ -120,6 +121,7 @@ def finished(config: Any, data: dict | None = None) -> dict | None:
         same = all(metrics["config"][k] == v for k, v in wanted.items())
         same &= metrics.get("init_sha256") == sha256(getattr(config, "init", "none"))
         same &= metrics["code"] == code_of(config)
+        same = same and fingerprints(metrics["models"]) == fingerprints(models_used(config))
         same &= metrics["checkpoint_sha256"] == sha256(stem.with_name(stem.name + ".pth"))
         if not same or not metrics["checkpoint_sha256"]:
             return None

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 
 import psutil
@@ -23,6 +24,9 @@ try:
     import resource
 except ImportError:  # Windows
     resource = None
+
+# Of the files beside R that are written whole or not at all.
+SUFFIXES = (".pth", ".json", ".csv", ".answers.csv", ".features.safetensors")
 
 
 class NotFinite(ValueError):
@@ -63,8 +67,9 @@ class RunLog:
                 raise ValueError(
                     f"{stem}: another run of this name is under way; give this one another --name"
                 ) from None
-            for partial in stem.parent.glob(f".{stem.name}.*.partial"):  # of a killed run
-                partial.unlink(missing_ok=True)
+            for suffix in SUFFIXES:  # what a killed run left half written
+                for partial in stem.parent.glob(f".{escape(stem.name)}{suffix}.*.partial"):
+                    partial.unlink(missing_ok=True)
             with naming(stem):
                 self.events = SummaryWriter(str(stem))
 
@@ -131,16 +136,19 @@ class RunLog:
         write_whole(self.path(".json"), json.dumps(metrics, indent=2) + "\n")
 
     def finish(self) -> None:
-        """Write R.csv and let go of the run's name."""
+        """Write R.csv."""
         self.read()
         with naming(self.stem):
             self.events.close()
-        self.lock.release()
         table = io.StringIO()
         writer = csv.DictWriter(table, list(self.rows[0]))
         writer.writeheader()
         writer.writerows(self.rows)
         write_whole(self.path(".csv"), table.getvalue())
+
+    def close(self) -> None:
+        """Let go of the run's name: another run may have it."""
+        self.lock.release()
 
 
 def read_features(path: Path) -> tuple[dict[str, dict[str, Tensor]], list[str]]:

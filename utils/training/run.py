@@ -203,6 +203,7 @@ class Run:
             "saving_seconds": self.states.seconds,
             "peak_rss_mb": peak_rss_mb(),
             "code": self.about["code"],
+            "models": self.about["models"],
             "checkpoint_sha256": sha256(log.path(".pth")),
         }
         if "init_sha256" in self.about:
@@ -212,6 +213,7 @@ class Run:
             metrics["figures"] = draw(str(Path(c.figures) / log.stem.name))
             log.write_metrics(metrics)
         self.states.finish()
+        log.close()
         if clips.left_out:
             print(listing(clips.left_out))
         print("look at:", log.path(".pth"), log.path(".json"), *metrics["figures"], sep="\n  ")

@@ -22,10 +22,10 @@ from utils.data.features import (
     clip_bytes,
     media_stamp,
     missing,
-    model_fingerprint,
     packed,
     read_tokens,
 )
+from utils.data.models import model_fingerprint
 from utils.files import write_whole
 
 PUBLISHED = Path(__file__).resolve().parents[4] / "shared" / "annotations"

@@ -17,6 +17,7 @@ from tests.helpers.scripts import ROOT
 from utils.checkpoints import sha256
 from utils.config import plain
 from utils.data.datasets import frames_path, read_valor, wav_path
+from utils.data.models import models_used
 from utils.training import identity
 
 THROUGH = {  # what a run goes through
@@ -116,6 +117,7 @@ def test_a_finished_run_becomes_stale(tree, tmp_path):
     (tmp_path / "run.pth").write_bytes(b"weights")
     identity.code_version.cache_clear()
     metrics = {"config": plain(config), "annotations": {}, "left_out": {}}
+    metrics["models"] = models_used(config)
     metrics["code"] = identity.code_of(config)
     metrics["checkpoint_sha256"] = sha256(tmp_path / "run.pth")
     (tmp_path / "run.json").write_text(json.dumps(metrics))
@@ -124,6 +126,26 @@ def test_a_finished_run_becomes_stale(tree, tmp_path):
             identity.code_version.cache_clear()
             assert bool(identity.finished(config)) == stands
     identity.code_version.cache_clear()
+    assert identity.finished(config) == metrics
+
+
+def test_a_finished_run_belongs_to_its_models(tmp_path):
+    """Other weights under the same path unmake it; the same ones written again do not."""
+    folder = shutil.copytree(ROOT / "checkpoint/mini/ast", tmp_path / "ast")
+    config = replace(task_align.PRESETS["mini"], name="run", out=str(tmp_path))
+    config = replace(config, audio_encoder=str(folder))
+    (tmp_path / "run.pth").write_bytes(b"weights")
+    metrics = {"config": plain(config), "annotations": {}, "left_out": {}}
+    metrics |= {"models": models_used(config), "code": identity.code_of(config)}
+    metrics["checkpoint_sha256"] = sha256(tmp_path / "run.pth")
+    (tmp_path / "run.json").write_text(json.dumps(metrics))
+    assert identity.finished(config) == metrics
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert not identity.finished(config)
+    weights.write_bytes(content)
+    os.utime(weights, (0, 0))
     assert identity.finished(config) == metrics
 
 
@@ -156,6 +178,7 @@ def test_a_finished_run_belongs_to_its_data(tmp_path):
         "annotations": {s: vars(read_valor(root, s)[1]) for s in ("train", "val", "test")},
         "left_out": left_out,
         "code": identity.code_of(config),
+        "models": models_used(config),
         "checkpoint_sha256": sha256(tmp_path / "run.pth"),
     }
 

@@ -56,6 +56,7 @@ def test_what_a_run_leaves(tmp_path):
     metrics = {"task": "align", "loss": log.ends()}
     log.write_metrics(metrics)
     log.finish()
+    log.close()
     folder = tmp_path / "runs"
     assert {path.name for path in folder.iterdir()} == {
         "align-0.07", "align-0.07.csv", "align-0.07.json"
@@ -68,6 +69,17 @@ def test_what_a_run_leaves(tmp_path):
         found = [(event.step, event.value) for event in events.Scalars(key)]
         assert found == [(row["step"], pytest.approx(row[key])) for row in log.rows]
     RunLog(folder / "align-0.07")
+
+
+def test_what_others_are_writing_stays(tmp_path):
+    """A new log removes what a killed run of its name left half written, and nothing of a run whose
+    name only begins so, or that its name would match as a pattern."""
+    mine = [tmp_path / f".a[1]{suffix}.7.partial" for suffix in (".pth", ".answers.csv")]
+    others = [tmp_path / f".{name}.7.partial" for name in ("a[1].b.pth", "a1.pth", "a.json")]
+    for path in (*mine, *others):
+        path.touch()
+    RunLog(tmp_path / "a[1]")
+    assert not any(path.exists() for path in mine) and all(path.exists() for path in others)
 
 
 def test_other_processes_write_nothing(tmp_path):
