@@ -148,6 +148,7 @@ def draw(run: Run, models: dict[str, Points], results: dict, stem: str) -> list[
     explore. Returns the figures' paths."""
     rows = run.clips["test"].rows[:SHOWN]
     keys = [key for key in run.log.rows[0] if key not in ("step", "gradient")]
+    data = (run.config.data, run.config.media)
     losses = (run.log.rows, run.validation, keys)
     shares = results["tsne"]["own_caption_nearest"].values()
     notes = [
@@ -161,7 +162,7 @@ def draw(run: Run, models: dict[str, Points], results: dict, stem: str) -> list[
     return draw_all({
         f"{stem}-loss.png": partial(loss_curve, *losses, title="alignment"),
         f"{stem}-tsne.png": partial(side_by_side, models, ids, notes, title),
-        f"{stem}-tsne.html": partial(page_of_clips, models, rows, run.config.data),
+        f"{stem}-tsne.html": partial(page_of_clips, models, rows, *data),
     })  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-AT_ONCE = 1 << 26  # distances between tokens and words held at a time, 256 MB
+AT_ONCE = 1 << 24  # numbers of words, or of their distances to tokens, held at a time, 64 MB
 
 
 class TokenReceiver(nn.Sequential):
@@ -115,7 +115,7 @@ def nearest(tokens: Tensor, table: Tensor, by_direction: bool = False) -> Tensor
     """
     best = tokens.new_full(tokens.shape[:2], -torch.inf)
     found = torch.zeros_like(best, dtype=torch.long)
-    step = max(1, AT_ONCE // max(1, best.numel()))
+    step = max(1, AT_ONCE // max(best.numel(), tokens.shape[2]))
     for start in range(0, len(table), step):
         words = table[start : start + step].float()  # (step, hidden)
         lengths = words.square().sum(dim=1)  # squared

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from urllib.request import urlopen
@@ -82,6 +83,21 @@ def test_a_clip_is_encoded_as_the_cache_keeps_it(folder, trained, rows):
             torch.equal(ours[0], kept.tokens) and torch.equal(ours[1], kept.layout.places)
             for kept in cached
         )
+
+
+def test_a_system_trained_on_videos_reads_the_video_itself(folder, trained, rows):
+    """As its cache does; of a world that was extracted in the encoder's own size the tokens are
+    those of the extraction, but for rounding."""
+    path = video(folder, rows[0]["clip"])
+    readers = {k: replace(r, media="videos") for k, r in trained.processors.readers.items()}
+    straight = ask.Trained(
+        trained.model,
+        replace(trained.processors, readers=readers),
+        replace(trained.config, media="videos"),
+    )
+    for kind, tokens in straight.encode(path).encoded.items():
+        wanted = trained.encode(path).encoded[kind].tokens
+        torch.testing.assert_close(tokens.tokens, wanted, rtol=2e-2, atol=2e-2)
 
 
 def test_the_same_seed_gives_the_same_noise(folder, checkpoint, trained, rows):

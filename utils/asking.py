@@ -60,14 +60,17 @@ class Trained:
         path, clip = Path(video), Clip({}, {})
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file; name a video")
+        straight = self.config.media == "videos"
         with TemporaryDirectory() as root:
-            problems = extract_clip(path, Path(root) / "extraction", **sampling(self.config.data))
+            made = sampling(self.config.data)
+            problems = [] if straight else extract_clip(path, Path(root) / "extraction", **made)
             if problems:
                 wrong = "; ".join(problems)
                 raise MediaError(f"{path}: {wrong}; give a video with picture and sound")
             for kind, tx in self.system.transmitters.items():
                 reader = self.processors.readers[kind]
-                inputs, windows = reader(reader.path(root, path.stem))  # (rows, ...)
+                # (rows, ...)
+                inputs, windows = reader(path if straight else reader.path(root, path.stem))
                 of_clip = windows and [windows]
                 tokens = tx.encode(inputs.to(self.device), of_clip, self.config.encode_batch)
                 clip.encoded[kind] = halved(tokens)  # (1, special + length, encoder width)

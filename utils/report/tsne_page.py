@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from utils.data.datasets import Caption, frames_path
-from utils.data.media import read_frames
+from utils.data.datasets import Caption, media_paths
+from utils.data.media import clip_frames
 from utils.files import write_whole
 from utils.report.plots import COLOURS, GREY, MODALITY_STYLE
 
@@ -58,10 +58,16 @@ def _first(words: re.Pattern, caption: str) -> str:
 
 
 def page_of_clips(
-    points: dict[str, dict[str, np.ndarray]], rows: Sequence[Caption], root: str, path: str
+    points: dict[str, dict[str, np.ndarray]],
+    rows: Sequence[Caption],
+    root: str,
+    media: str,
+    path: str,
 ) -> str:
-    """`write_page` for clips of a data set in `root`, each with its middle frame."""
-    frames = [read_frames(frames_path(root, row.video_id), 1)[0] for row in rows]
+    """`write_page` for clips of a data set in `root`, each with its middle frame, from what was
+    extracted or from the videos."""
+    pictures = [media_paths(root, row.video_id, media)[-1] for row in rows]
+    frames = [clip_frames(each, count=1, size=FRAME_SIZE)[0] for each in pictures]
     captions, names = [row.text for row in rows], [row.video_id for row in rows]
     return write_page(Path(path), points, captions, frames, names)
 
