@@ -50,7 +50,8 @@ class FromCaptions(Answering):
         """Captions and questions as they were written; nothing is sent."""
         clips = dict(zip(batch.clip.tolist(), batch.rows, strict=True))  # a question of each
         texts = [self.captions[clips[i].video_id] for i in range(len(batch.visual))]
-        ids, mask = pad(self.tokenizer(texts)["input_ids"], self.end_id)  # (clips, caption tokens)
+        captions = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids, mask = pad(captions, self.end_id)  # (clips, caption tokens)
         embed = self.system.foundation.embed
         return Received(
             media=embed(ids.to(batch.ids.device)),

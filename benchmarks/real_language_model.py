@@ -322,7 +322,9 @@ def arriving(
     noise, table = torch.Generator().manual_seed(config.seed), system.foundation.words()
     right = count = 0
     for part in parts(list(some), at_once):
-        ids, mask = pad(tokenizer(part)["input_ids"], tokenizer.eos_token_id)
+        ids, mask = pad(
+            tokenizer(part, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id
+        )
         received = system.receive_text(system.foundation.embed(ids), mask, snr_db, noise)
         right += ((nearest(received, table) == ids) & mask).sum().item()
         count += mask.sum().item()

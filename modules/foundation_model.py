@@ -36,10 +36,16 @@ class FoundationModel(nn.Module):
     """A causal language model that reads [visual, audio, question] tokens and writes the answer.
 
     The base weights stay frozen; `add_lora` adds the low-rank updates that stage 2 trains.
+
+    Args:
+        language_model: the base model.
+        start: ids of what its texts begin with, one token in Llama and Gemma and none in Qwen2.5;
+            it stands once, in front of the media.
     """
 
-    def __init__(self, language_model: nn.Module):
+    def __init__(self, language_model: nn.Module, start: Sequence[int] = ()):
         super().__init__()
+        self.register_buffer("start", torch.tensor(start, dtype=torch.long), persistent=False)
         self.language_model = language_model.requires_grad_(False)
         self.hidden = language_model.config.hidden_size
 
@@ -93,6 +99,19 @@ class FoundationModel(nn.Module):
     def embedding_rms(self) -> Tensor:
         """Root mean square of an embedding entry, about 1e-2 in Qwen2.5, a number."""
         return self.words().float().square().mean().sqrt()
+
+    def begun(self, received: Received) -> Received:
+        """What was restored, behind what texts begin with."""
+        if not len(self.start):
+            return received
+        media = received.media
+        start = self.embed(self.start).to(media.dtype).expand(len(media), -1, -1)
+        seen = received.media_mask.new_ones(start.shape[:2])
+        return replace(
+            received,
+            media=torch.cat([start, media], dim=1),
+            media_mask=torch.cat([seen, received.media_mask], dim=1),
+        )
 
     def scores(self, states: Tensor) -> Tensor:
         """Logits over the vocabulary, (..., vocabulary), of last hidden states (..., hidden)."""
@@ -174,7 +193,7 @@ class FoundationModel(nn.Module):
         self, received: Received, answer_ids: Tensor, answer_mask: Tensor, text_tokens: int
     ) -> Tensor:
         """Of each answer's tokens, (questions, answer tokens, vocabulary); see `answer_loss`."""
-        answer = self.embed(answer_ids)  # in the dtype that the model reads
+        answer, received = self.embed(answer_ids), self.begun(received)
         tokens, block, place = pack(received, answer, answer_mask, text_tokens)
         packed = len(received.clip) > len(received.media)
         states = self.hidden_states(tokens, visible(block) if packed else None)
@@ -191,6 +210,7 @@ class FoundationModel(nn.Module):
         values. An answer does not depend on the questions beside it.
         """
         dtype, clip, cache = self.language_model.dtype, received.clip, DynamicCache()
+        received = self.begun(received)
         media, seen = move_padding(received.media, received.media_mask, to_front=False)
         self.hidden_states(media.to(dtype), cache=cache)
         cache.batch_select_indices(clip)  # now a row a question

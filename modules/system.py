@@ -7,7 +7,7 @@ be used within one call of one module.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -68,13 +68,18 @@ class System(nn.Module):
         encoders: under `visual` and `audio` a frozen encoder, and how many special tokens it puts
             in front of its patch tokens.
         language_model: the frozen causal language model.
+        start: as for `FoundationModel`.
     """
 
     def __init__(
-        self, config: Any, encoders: dict[str, tuple[nn.Module, int]], language_model: nn.Module
+        self,
+        config: Any,
+        encoders: dict[str, tuple[nn.Module, int]],
+        language_model: nn.Module,
+        start: Sequence[int] = (),
     ):
         super().__init__()
-        self.foundation = FoundationModel(language_model)
+        self.foundation = FoundationModel(language_model, start)
         hidden, how = self.foundation.hidden, config.compression
         self.img_tx = TokenTransmitter(*encoders["visual"], hidden, config.visual_tokens, how)
         self.audio_tx = TokenTransmitter(*encoders["audio"], hidden, config.audio_tokens, how)

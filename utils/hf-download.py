@@ -89,8 +89,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     where = "folder to write (%(default)s in the working directory, where --preset paper reads it)"
     parser.add_argument("--models-dir", type=Path, default=Path("models"), help=where)
-    parser.add_argument("--only", metavar="NAME", nargs="+", action="extend", choices=NAMES)
-    parser.add_argument("--revision", metavar="NAME=REV", nargs="+", action="extend", default=[])
+    several = {"nargs": "+", "action": "extend"}
+    what = "models to fetch; all three without it"
+    parser.add_argument("--only", metavar="NAME", choices=NAMES, help=what, **several)
+    what = "branch, tag or commit of a model; main without it"
+    parser.add_argument("--revision", metavar="NAME=REV", default=[], help=what, **several)
     options = parser.parse_args()
     revisions = {NAMES.get(n): rev for n, _, rev in (r.partition("=") for r in options.revision)}
     if None in revisions or "" in revisions.values():

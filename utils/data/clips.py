@@ -195,7 +195,8 @@ class Collate:
         else:
             texts = [row.text for row in rows]
             shared = side_by_side(rows, 1)
-        ids = [cut(text, self.max_tokens, kept) for text in self.tokenizer(texts)["input_ids"]]
+        said = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids = [cut(text, self.max_tokens, kept) for text in said]
         ids, mask = pad(ids, end)
         tokens = mask.sum(dim=1) + (0 if answers[1] is None else answers[1].sum(dim=1))
         visual, audio, _, *known = zip(*(items[of_clip[0]] for of_clip in shared), strict=True)

@@ -1,4 +1,8 @@
-"""Calls in processes of their own, so that one that crashes or hangs costs itself alone."""
+"""Calls in processes of their own, so that one that crashes or hangs costs itself alone.
+
+The standard library's pool breaks as a whole when one of its processes dies, and cannot end a call
+that hangs; Pebble's can, under the LGPL.
+"""
 
 import os
 import signal

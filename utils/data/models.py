@@ -250,7 +250,8 @@ def build_system(config: Any) -> tuple[System, Processors]:
         encoders[kind], readers[kind] = (model, special[kind]), replace(reader, media=config.media)
     dtype = getattr(torch, config.dtype)
     language_model, tokenizer = load_language_model(config.foundation_model, dtype)
-    return System(config, encoders, language_model), Processors(readers, tokenizer)
+    start = tokenizer("")["input_ids"]  # what its texts begin with, if anything
+    return System(config, encoders, language_model, start), Processors(readers, tokenizer)
 
 
 def model_fingerprint(folder: str | Path) -> str:

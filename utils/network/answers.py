@@ -24,7 +24,7 @@ from modules.digital.quantised import Quantised
 from modules.foundation_model import IGNORED, Received
 from modules.network.links import LOST_DB
 from modules.system import MEDIA, Answering, Batch
-from utils.data.clips import Clips, ClipTokens, Collate, in_order, pad
+from utils.data.clips import Clips, ClipTokens, Collate, answer_ids, in_order, pad
 from utils.files import whole
 
 LOST = {"analog": LOST_DB, "digital": 0.0}  # the level at which nothing arrives
@@ -140,7 +140,8 @@ class Answers:
         language model as it was before LoRA, and the mean bits of a caption: its tokens, each by
         its number in the vocabulary."""
         foundation = self.model.system.foundation
-        written = {k: self.tokenizer([" " + v])["input_ids"][0] for k, v in captions.items()}
+        ids = answer_ids(self.tokenizer, list(captions.values()))
+        written = dict(zip(captions, ids, strict=True))
         each = math.ceil(math.log2(len(foundation.words())))
         found, bits = [], []
         for batch in self.batches:

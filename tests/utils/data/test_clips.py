@@ -400,7 +400,8 @@ def test_rows_are_brought_together_by_clip():
 
 def test_an_answer_begins_with_its_own_token():
     """Protects: tokenizers that begin every text with a token of their own (Llama's, Gemma's) do
-    not put it before an answer, which the model would have to write first."""
+    not put it before an answer or caption, which the model would have to write first, or amidst
+    what a clip's questions share."""
 
     class Beginning(Letters):
         def __call__(self, texts, add_special_tokens=True):
@@ -408,3 +409,7 @@ def test_an_answer_begins_with_its_own_token():
             return {"input_ids": [[1] * add_special_tokens + row for row in ids]}
 
     assert answer_ids(Beginning(), ["no"]) == [[ord(letter) for letter in " no"]]
+    tokens = torch.zeros(3, 4)
+    layouts = {kind: Layout(torch.zeros(2, 1)) for kind in ("visual", "audio")}
+    batch = Collate(Beginning())([(tokens, tokens, Caption("a", "no"), layouts)])
+    assert batch.ids[batch.mask].tolist() == [ord(letter) for letter in "no"]
