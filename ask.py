@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import lru_cache, partial
 
+from modules.digital.quantised import QUANTISED
 from modules.system import MEDIA
 from task_avqa import PRESETS, build_model
 from utils.asking import Trained, table
@@ -39,6 +40,9 @@ def load(checkpoint: str, **changes) -> Trained:
     if about.get("task") != "avqa":
         raise CheckpointError(f"{checkpoint}: not of stage 2; make one with task_avqa.py")
     made = replace(of_plain(PRESETS, about["config"]), compile=False)
+    if made.channel == QUANTISED:
+        raise CheckpointError(f"{checkpoint}: of quantised tokens, which cross no channel here")
+    made = replace(made, answer_tokens=about.get("answer_tokens", made.answer_tokens))
     config = replace(made, **changes)
     check(config)
     # A clip is compressed as in the run, and then to the asked length; to a larger one at once.

@@ -102,6 +102,7 @@ def main(config: Config) -> dict | None:
         run.step(step, {"loss": loss}, batch)
         if run.validates(step):
             run.validated(step, validation_loss(model, loaders["val"], run))
+    run.about["answer_tokens"] = run.accelerator.unwrap_model(model).answer_tokens
     run.save()
 
     # The test split is read here, once, after every choice was made.

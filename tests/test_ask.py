@@ -114,6 +114,16 @@ def test_the_same_seed_gives_the_same_noise(folder, checkpoint, trained, rows):
         assert others == sorted(others, reverse=True)
 
 
+def test_answers_may_be_as_long_as_in_the_run(checkpoint):
+    """Stage 2 raises the limit to its data's longest answer, and says so in the checkpoint."""
+    content = torch.load(checkpoint, weights_only=True)
+    assert content["about"]["answer_tokens"] == ask.load(str(checkpoint)).model.answer_tokens
+    content["about"]["answer_tokens"] += 3
+    longer = checkpoint.with_name("longer.pth")
+    torch.save(content, longer)
+    assert ask.load(str(longer)).model.answer_tokens == content["about"]["answer_tokens"]
+
+
 def test_what_was_sent_is_counted(folder, checkpoint, rows):
     """Special tokens beside those asked for, 64 complex symbols for each token of 128 numbers, and
     their time at the bandwidth; the sum is that of the rows."""
@@ -153,9 +163,13 @@ def test_mistakes_end_in_one_line(folder, checkpoint, tmp_path):
     stage_1 = tmp_path / "stage_1.pth"
     torch.save({"about": {"task": "align"}}, stage_1)
     known = ("--checkpoint", checkpoint)
+    digital, about = tmp_path / "digital.pth", torch.load(checkpoint, weights_only=True)["about"]
+    about["config"]["channel"] = "quantised"
+    torch.save({"about": about}, digital)
     for flags, says in (
         ((good, "?", "--checkpoint", tmp_path / "none.pth"), "run `python task_avqa.py` first"),
         ((good, "?", "--checkpoint", stage_1), "stage_1.pth: not of stage 2"),
+        ((good, "?", "--checkpoint", digital), "digital.pth: of quantised tokens"),
         ((tmp_path / "gone.mp4", "?", *known), "gone.mp4: no such file"),
         ((mute, "?", *known), "mute.mp4: no audio stream; give a video with picture and sound"),
         ((blind, "?", *known), "blind.mp4: no video stream"),
