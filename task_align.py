@@ -61,10 +61,10 @@ class Config(StageConfig):
 
 PRESETS = {
     "mini": Config(),
-    "paper": Config(**PAPER, data="datasets/VALOR", steps=500, lr=1e-4),
+    "paper": Config(**PAPER, data="datasets/VALOR", steps=500, warm_up=30, clip=1.0),
 }
 PRESETS["published"] = replace(
-    PRESETS["paper"], **PUBLISHED, contrast="special", caption_weight=0.0
+    PRESETS["paper"], **PUBLISHED, contrast="special", caption_weight=0.0, lr=1e-4
 )
 
 

@@ -58,7 +58,7 @@ class Config(StageConfig):
     packed: int = 4  # most questions of a clip that share a sequence and its media; paper: 1
     steps: int = 400  # paper: 300
     lr: float = 1e-3  # AdamW, peak; paper: 1e-4
-    lora_lr: float = 0.0  # likewise, of LoRA alone; 0: as all others; paper: 0
+    lora_lr: float = 0.0  # likewise, of LoRA alone; 0: as all others
     clip: float = 0.5  # largest norm of a step's gradient; 0 leaves it as it is; paper preset: 0
     gradient_checkpointing: bool = False  # less memory: layers are computed again going backward
     compile: bool = False  # the language model's layers, by torch.compile
@@ -70,11 +70,13 @@ class Config(StageConfig):
     test_batch: int = 256  # questions a generation call; paper preset: 32
 
 
-SAME = dict(data="datasets/MUSIC-AVQA", lora_targets=["q_proj", "v_proj"], test_batch=32)
-BUDGET = dict(batch=8, steps=300, lr=1e-4, clip=0.0)
+LORA = dict(lora_rank=8, lora_dropout=0.0, lora_targets=["all-linear"], lora_lr=5e-4)
+THEIRS = dict(lora_rank=4, lora_dropout=0.1, lora_targets=["q_proj", "v_proj"], lora_lr=0.0)
+MORE = dict(data="datasets/MUSIC-AVQA", test_batch=32, batch=8, steps=300, warm_up=20, clip=1.0)
 START = {name: f"checkpoint/align-{name}-tau0.07.pth" for name in ("paper", "published")}
-PRESETS = {"mini": Config(), "paper": Config(**PAPER, **SAME, **BUDGET, init=START["paper"])}
-PRESETS["published"] = replace(PRESETS["paper"], **PUBLISHED, packed=1, init=START["published"])
+PRESETS = {"mini": Config(), "paper": Config(**PAPER, **LORA, **MORE, init=START["paper"])}
+THEIRS |= dict(**PUBLISHED, packed=1, lr=1e-4, init=START["published"])
+PRESETS["published"] = replace(PRESETS["paper"], **THEIRS)
 
 
 def main(config: Config) -> dict | None:
@@ -88,13 +90,11 @@ def main(config: Config) -> dict | None:
     # The system as stage 1 left it, with fresh LoRA weights; each clip encoded once.
     model, processors = build_model(config)
     if config.init != "none":
-        shared = ("preset", "receiver", "compression")
-        same = {name: getattr(config, name) for name in shared}
+        same = {k: getattr(config, k) for k in ("preset", "receiver", "compression")}
         load_parts(config.init, model.system.transceivers, **same)
     clips = load_clips(config, read_music_avqa, model.system, processors.readers, run.accelerator)
     model.answer_tokens = answer_limit(clips, processors.tokenizer, config.answer_tokens, run.say)
-    collate = Collate(processors.tokenizer)
-    model, loaders = run.prepare(model, clips, collate, config.test_batch)
+    model, loaders = run.prepare(model, clips, Collate(processors.tokenizer), config.test_batch)
     baseline = question_only(config, run)
 
     for step, batch in run.batches(loaders["train"], "fine-tuning"):

@@ -324,7 +324,8 @@ def stage_2(size: str, tokens: int) -> tuple[Answering, AdamW]:
         model.system.release_encoders()
     else:
         model = Answering(without_encoders(config, size), config, end_id=0)
-        model.system.foundation.add_lora(4, 16, 0.1, ["q_proj", "v_proj"])
+        lora = (config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+        model.system.foundation.add_lora(*lora)
     return model.to(device()), AdamW(model.system.trainable(), lr=1e-4)
 
 

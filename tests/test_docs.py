@@ -45,8 +45,15 @@ def measured(path: str):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_links_and_figures_exist(path):
-    """Each picture, page and file that a page links or names by its path is in the repository."""
+    """Each picture, page, heading and file that a page links or names by its path is in the
+    repository."""
     text = path.read_text()
+    for link, heading in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", text):
+        headings = re.findall(
+            r"^#+ (.+)$", (path.parent / link if link else path).read_text(), re.M
+        )
+        anchors = [re.sub(r"[^\w -]", "", said.lower()).replace(" ", "-") for said in headings]
+        assert heading in anchors, (link, heading)
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text)
     local = [link for link in links if not link.startswith("http")]
     for link in local:
@@ -102,6 +109,13 @@ def test_paper_presets_hold_the_published_values():
             named = re.search(r"paper: ([\w.+-]+)", said[name])
             if named and isinstance(value, (int, float)) and not isinstance(value, bool):
                 assert float(named[1]) == value, name
+
+
+def test_beside_other_work_a_run_keeps_a_fifth_of_its_speed():
+    """On two cores, beside four busy loops."""
+    beside = found("benchmarks/efficiency.json")["contended"]
+    for step in (beside, beside["stage1"]):
+        assert step["contended_steps_per_s"] >= 0.2 * step["alone_steps_per_s"]
 
 
 def test_table_of_speed_is_that_last_measured():

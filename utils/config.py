@@ -64,7 +64,7 @@ class StageConfig:
 
     # Optimisation
     accumulate: int = 1  # batches a step
-    warm_up: int = 0  # steps in which learning rates rise to their peak
+    warm_up: int = 0  # steps in which learning rates rise to their peak; paper: 0
     lr_min: float = 1e-6  # end of the cosine; paper: 1e-6
     validate_every: int = 100  # steps
 
@@ -95,7 +95,12 @@ PAPER = dict(
 # Where the published recipe differs from the paper preset, which keeps to the paper's sizes and has
 # what works better.
 PUBLISHED = dict(
-    preset="published", compression="sliding_window", receiver="mlp", text_receiver="mlp"
+    preset="published",
+    compression="sliding_window",
+    receiver="mlp",
+    text_receiver="mlp",
+    warm_up=0,
+    clip=0.0,
 )
 
 # The names that a field may have; `--help` lists them.

@@ -79,7 +79,7 @@ def test_rules_are_of_fields_that_exist():
 def test_plain_is_what_json_keeps():
     """Lists, numbers and None stay as they are; a noiseless run's configuration is JSON that every
     reader takes, and compares with itself."""
-    found = plain(replace(task_avqa.PRESETS["paper"], snr_db=math.inf))
+    found = plain(replace(task_avqa.PRESETS["published"], snr_db=math.inf))
     assert found["question_snr_db"] is None and found["lora_targets"] == ["q_proj", "v_proj"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert float(found["snr_db"]) == math.inf
