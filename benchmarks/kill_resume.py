@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measure import commit  # noqa: E402
 from utils.checkpoints import load_checkpoint  # noqa: E402
 from utils.files import write_whole  # noqa: E402
 
@@ -97,6 +98,7 @@ def main() -> None:
         found[stage]["saving_share"] = metrics["saving_seconds"] / metrics["seconds"]
         print(f"{stage}: {found[stage]}")
     path = ROOT / "benchmarks" / "kill_resume.json"
+    found["commit"] = commit()
     write_whole(path, json.dumps(found, indent=1) + "\n")
 
 

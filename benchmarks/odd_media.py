@@ -30,6 +30,7 @@ from av.stream import Disposition  # noqa: E402
 from av.video.reformatter import ColorRange  # noqa: E402
 from scipy.signal import resample_poly  # noqa: E402
 
+from benchmarks.measure import commit  # noqa: E402
 from utils.data.media import read_frames  # noqa: E402
 from utils.files import write_whole  # noqa: E402
 from utils.raw_video_preprocess import preprocess  # noqa: E402
@@ -409,6 +410,7 @@ def main() -> None:
     total = Counter(file["result"] for file in found.values())
     hangs = sum("took longer" in text for file in found.values() for text in file["named"])
     result = {"files": len(found), **{r: total[r] for r in RESULTS}, "hangs": hangs}
+    result["commit"] = commit()
     print(f"\n{result}")
     write_whole(ROOT / "benchmarks" / "odd_media.json", json.dumps(result) + "\n")
 
