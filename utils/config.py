@@ -64,7 +64,7 @@ class StageConfig:
 
     # Optimisation
     accumulate: int = 1  # batches a step
-    warm_up: int = 0  # steps in which learning rates rise to their peak; paper: 0
+    warm_up: int = 0  # steps in which learning rates rise, at most half of all; paper: 0
     lr_min: float = 1e-6  # end of the cosine; paper: 1e-6
     validate_every: int = 100  # steps
 
@@ -141,8 +141,6 @@ def check(config: Any) -> None:
                 raise ValueError(f"--{name} {v}: must be above 0")
             if name in CHOICES and v not in CHOICES[name]:
                 raise ValueError(f"--{name} {v}: unknown, choose from {', '.join(CHOICES[name])}")
-    if getattr(config, "warm_up", 0) and config.warm_up >= config.steps:
-        raise ValueError(f"--warm_up {config.warm_up}: must be below --steps {config.steps}")
     for pair in getattr(config, "test_lengths", []):
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", pair):
             raise ValueError(f"--test_lengths {pair}: give visual by audio tokens, as 16x4")

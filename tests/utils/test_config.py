@@ -49,7 +49,6 @@ def test_presets_are_usable(script, preset):
         ("dtype", "float99"),
         ("dtype", "nn"),
         ("warm_up", -1),
-        ("warm_up", 200),
     ],
 )
 def test_unusable_values_are_named(field, value):

@@ -232,9 +232,10 @@ def groups(model: nn.Module, config: Any) -> list[dict]:
 
 
 def schedule(optimizer: Optimizer, config: Any) -> LRScheduler:
-    """Each learning rate rises in a line over `warm_up` steps, then falls on a cosine to `lr_min`,
-    where it is when `steps` are done (Loshchilov and Hutter, 2017)."""
-    rise = config.warm_up
+    """Each learning rate rises in a line over `warm_up` steps, or half of all if these are fewer,
+    then falls on a cosine to `lr_min`, where it is when `steps` are done (Loshchilov and Hutter,
+    2017)."""
+    rise = min(config.warm_up, config.steps // 2)
     cosine = CosineAnnealingLR(optimizer, config.steps - rise, config.lr_min)
     if not rise:
         return cosine

@@ -27,10 +27,11 @@ def rates(config: SimpleNamespace, most: float = 1e-3) -> list[float]:
     return [*found, optimizer.param_groups[0]["lr"]]
 
 
-@pytest.mark.parametrize("rise", [0, 4])
-def test_rates_rise_to_their_peak_and_fall_to_their_end(rise):
-    """In a line over the warm-up, and on a cosine over what is left of the steps."""
-    found = rates(settings(warm_up=rise))
+@pytest.mark.parametrize(("asked", "rise"), [(0, 0), (4, 4), (30, 6)])
+def test_rates_rise_to_their_peak_and_fall_to_their_end(asked, rise):
+    """In a line over the warm-up, which takes half of a short run at most, and on a cosine over
+    what is left of the steps."""
+    found = rates(settings(warm_up=asked))
     assert found[:rise] == pytest.approx([1e-3 * (i + 1) / (rise + 1) for i in range(rise)])
     assert found[rise] == pytest.approx(1e-3) and found[-1] == pytest.approx(1e-6)
     middle = rise + (12 - rise) // 2
