@@ -11,6 +11,7 @@ import torch
 
 from utils.checkpoints import sha256
 from utils.config import plain
+from utils.data.models import models_used
 from utils.machine import cores
 from utils.training.identity import code_of
 
@@ -21,6 +22,9 @@ class Config:
     out: str
     data: str = "none"
     media: str = "extraction"
+    visual_encoder: str = "checkpoint/mini/vivit"
+    audio_encoder: str = "checkpoint/mini/ast"
+    foundation_model: str = "checkpoint/mini/qwen2"
     seed: int = 0
     init: str = "none"
     fails: bool = False
@@ -43,6 +47,7 @@ def main(config: Config) -> dict:
         "code": code_of(config),
         "checkpoint_sha256": sha256(f"{stem}.pth"),
         "config": plain(config),
+        "models": models_used(config),
         "annotations": {},
         "left_out": {},
         "init_sha256": sha256(config.init),
