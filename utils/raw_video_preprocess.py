@@ -30,6 +30,7 @@ if __name__ == "__main__":  # run as a file: what it needs lies beside utils/, n
 from utils.data.extraction import SAMPLE_RATE, extract_clip  # noqa: E402
 from utils.data.isolated import in_processes  # noqa: E402
 from utils.data.sources import (  # noqa: E402
+    RECORDS,
     SCRATCH,
     by_hand,
     finished,
@@ -100,7 +101,7 @@ def preprocess(
     settle_settings(out, frames, fps, size)
     # A second run waits for the first one, and finds its clips done. A folder that is complete may
     # be read-only.
-    with FileLock(out / ".lock") if os.access(out, os.W_OK) else nullcontext():
+    with FileLock(out / RECORDS / ".lock") if os.access(out, os.W_OK) else nullcontext():
         remove_unfinished(out)  # of a run that was killed
         todo = []
         for clip in clips:

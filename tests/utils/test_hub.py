@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.hub import serving
 from tests.helpers.scripts import here, refused
-from utils.data.models import check_folder, load_encoder, models_used, revision
+from utils.data.models import check_folder, load_encoder, model_fingerprint, models_used, revision
 from utils.hub import fetch, is_hub_id
 
 COMMIT, LATER = "a" * 40, "b" * 40
@@ -145,8 +145,9 @@ def test_what_costs_nothing_is_checked_before_a_model_is_fetched(hub, tmp_path):
 
 def test_where_a_run_had_its_models_from_is_recorded(hub, models):
     """Protects: name and commit stand in every checkpoint."""
-    config = type("Config", (), {"visual_encoder": PICKLED, "foundation_model": "nowhere"})
-    config.audio_encoder = str(models / "audio")
+    config = type("Config", (), {"visual_encoder": PICKLED})
+    config.audio_encoder = config.foundation_model = str(models / "audio")
     used = models_used(config)
-    assert used["visual_encoder"] == {"path": PICKLED, "repo_id": PICKLED, "commit": LATER}
-    assert used["audio_encoder"] == {"path": config.audio_encoder}
+    known = {"path": PICKLED, "sha256": model_fingerprint(PICKLED)}
+    assert used["visual_encoder"] == {**known, "repo_id": PICKLED, "commit": LATER}
+    assert used["audio_encoder"].keys() == {"path", "sha256"}

@@ -24,7 +24,7 @@ from utils import raw_video_preprocess
 from utils.data import sources
 from utils.data.extraction import extract_clip
 from utils.data.media import even_indices, read_frames
-from utils.data.sources import SCRATCH
+from utils.data.sources import RECORDS, SCRATCH
 from utils.raw_video_preprocess import preprocess
 
 SCRIPT = Path(raw_video_preprocess.__file__)
@@ -71,13 +71,9 @@ def extract(path, out, **settings):
 
 
 def files(folder):
-    """The content of what was extracted, without the records of the sources and the lock."""
+    """The content of what was extracted, without the records of the sources."""
     found = {p.relative_to(folder): p for p in folder.rglob("*") if p.is_file()}
-    return {
-        name: p.read_bytes()
-        for name, p in found.items()
-        if name.parts[0] not in ("sources", ".lock")
-    }
+    return {name: p.read_bytes() for name, p in found.items() if name.parts[0] != "sources"}
 
 
 def run(*arguments, **kwargs):
@@ -262,7 +258,7 @@ def test_a_killed_run_leaves_nothing_behind(videos, tmp_path):
     (out / ".partial-abc" / "a").mkdir(parents=True)
     (out / ".partial-abc" / "a" / "frame_0001.png").write_bytes(b"half")
     assert preprocess(videos, out, frames=2, size=8, workers=1, quiet=True).done == 2
-    names = sorted(p.name for p in out.iterdir() if p.name != ".lock")
+    names = sorted(p.name for p in out.iterdir())
     assert names == ["ast_audio", "extraction.json", "sources", "vivit_frames"]
 
 
@@ -273,7 +269,7 @@ def test_a_second_run_waits_for_the_first(videos, tmp_path):
     under_way = out / ".partial-abc"
     under_way.mkdir()
     with ThreadPoolExecutor(1) as pool:
-        with FileLock(out / ".lock"):
+        with FileLock(out / RECORDS / ".lock"):
             second = pool.submit(preprocess, videos, out, 2, None, 8, 1, quiet=True)
             with pytest.raises(TimeoutError):
                 second.result(timeout=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from utils.files import write_whole
 
 VERSION = 2  # raise it when a video would give other sound or frames
+RECORDS = "sources"  # in OUT, what each clip was made of
 SCRATCH = ".partial-"  # prefix in OUT of what is not finished
 
 
@@ -31,7 +32,7 @@ def source_of(path: Path) -> dict:
 
 
 def record_path(clip: Path, out: Path) -> Path:
-    return out / "sources" / f"{clip.stem}.json"
+    return out / RECORDS / f"{clip.stem}.json"
 
 
 def read_record(clip: Path, out: Path) -> dict | None:

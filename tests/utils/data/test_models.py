@@ -242,8 +242,10 @@ def test_code_in_a_folder_never_runs(model, known, monkeypatch):
     assert not mark.exists()
 
 
-def test_where_models_came_from_is_recorded(tmp_path):
-    """Repository and commit stand in every checkpoint, so a damaged record is named."""
+def test_where_models_came_from_is_recorded(tmp_path, monkeypatch):
+    """Repository, commit and a hash of what was read stand in every checkpoint, so a damaged record
+    is named."""
+    monkeypatch.setattr("utils.data.models.model_fingerprint", "hash of {}".format)
     record = tmp_path / "revision.json"
     assert revision(tmp_path) == {}
     for content in ("", "[1]", '"x"'):
@@ -252,5 +254,6 @@ def test_where_models_came_from_is_recorded(tmp_path):
     record.write_text('{"repo_id": "a/b", "commit": "c", "files": {}}')
     assert revision(tmp_path) == {"repo_id": "a/b", "commit": "c"}
     used = models_used(task_align.Config(visual_encoder=str(tmp_path), audio_encoder="nowhere"))
-    assert used["visual_encoder"] == {"path": str(tmp_path), "repo_id": "a/b", "commit": "c"}
-    assert used["audio_encoder"] == {"path": "nowhere"}
+    known = {"path": str(tmp_path), "sha256": f"hash of {tmp_path}"}
+    assert used["visual_encoder"] == {**known, "repo_id": "a/b", "commit": "c"}
+    assert used["audio_encoder"] == {"path": "nowhere", "sha256": "hash of nowhere"}
