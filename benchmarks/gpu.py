@@ -27,7 +27,7 @@ from benchmarks.experiments.page import table
 from benchmarks.measure import alone
 from modules.system import Batch
 
-SECONDS = 240  # after which no measurement begins
+SECONDS = 240  # after which no measurement begins on a GPU, which may be borrowed
 NARROW = {
     "hidden_size": 32,
     "num_hidden_layers": 1,
@@ -118,7 +118,7 @@ def measure_all(folder: Path, small: bool) -> None:
     began, found = time.monotonic(), about()
     for name, (function, *args) in measurements(folder, small).items():
         print(f"measuring {name}", flush=True)
-        late = time.monotonic() - began > SECONDS
+        late = not small and time.monotonic() - began > SECONDS
         found[name] = {"error": "no time was left"} if late else kept(function, *args)
         peak = found["bf16_peak"].get("gflops")  # none where it could not be measured
         if peak and "gflops" in found[name] and name != "bf16_peak":
