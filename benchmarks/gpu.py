@@ -103,7 +103,7 @@ def measurements(folder: Path, small: bool) -> dict[str, tuple]:
     }
 
 
-def about() -> dict[str, str]:
+def about() -> dict:
     """What the numbers were measured on, and with."""
     names = ("torch", "transformers", "peft", "accelerate")
     return {
