@@ -24,7 +24,7 @@ from utils.data.encoding import load_clips
 from utils.data.models import build_system
 from utils.report.metrics import geometry, retrieval
 from utils.report.plots import draw_all, loss_curve
-from utils.report.tsne import Points, own_captions, side_by_side, tsne_points
+from utils.report.tsne import own_captions, side_by_side, tsne_points
 from utils.report.tsne_page import page_of_clips
 from utils.training.run import Run
 
@@ -113,17 +113,8 @@ def main(config: Config) -> dict | None:
         },
         "clips": {split: len(part) for split, part in clips.items()},
     }
-    models: dict[str, Points] = {}
-    if config.figures != "none":
-        models = {
-            name: tsne_points({k: v[:SHOWN].numpy() for k, v in features.items()}, config.seed)
-            for name, features in (("before alignment", before), ("after alignment", after))
-        }
-        results["tsne"] = {
-            "clips": len(texts[:SHOWN]),
-            "own_caption_nearest": {name: own_captions(xy, texts) for name, xy in models.items()},
-        }
-    return run.finish(results, partial(draw, run, models, results))
+    sets = {"before alignment": before, "after alignment": after}
+    return run.finish(results, partial(draw, run, sets))
 
 
 @torch.inference_mode()
@@ -143,27 +134,33 @@ def evaluate(model, loader, run: Run) -> tuple[dict[str, float], dict[str, torch
     return means, {k: torch.cat([found[k] for found in features]).cpu() for k in features[0]}
 
 
-def draw(run: Run, models: dict[str, Points], results: dict, stem: str) -> list[str]:
+def draw(run: Run, sets: dict[str, dict[str, torch.Tensor]], stem: str) -> dict:
     """The losses, and t-SNE of held-out features before and after: a picture, and a page to
-    explore. Returns the figures' paths."""
+    explore. Returns the figures' paths, and the share of clips whose own caption is the nearest."""
     rows = run.clips["test"].rows[:SHOWN]
-    keys = [key for key in run.log.rows[0] if key not in ("step", "gradient")]
-    data = (run.config.data, run.config.media)
-    losses = (run.log.rows, run.validation, keys)
-    shares = results["tsne"]["own_caption_nearest"].values()
+    texts, ids = [row.text for row in rows], [row.video_id for row in rows]
+    models = {
+        name: tsne_points({k: v[:SHOWN].numpy() for k, v in features.items()}, run.config.seed)
+        for name, features in sets.items()
+    }
+    shares = {name: own_captions(points, texts) for name, points in models.items()}
     notes = [
         f"own caption nearest: picture {100 * share['visual']:.0f} %, "
         f"sound {100 * share['audio']:.0f} %"
-        for share in shares
+        for share in shares.values()
     ]
     print(f"t-SNE of {len(rows)} of them: {notes[-1]}")
+
+    keys = [key for key in run.log.rows[0] if key not in ("step", "gradient")]
+    data = (run.config.data, run.config.media)
+    losses = (run.log.rows, run.validation, keys)
     title = f"t-SNE of {len(rows)} held-out clips at {run.config.snr_db:g} dB"
-    ids = [row.video_id for row in rows]
-    return draw_all({
+    figures = draw_all({
         f"{stem}-loss.png": partial(loss_curve, *losses, title="alignment"),
         f"{stem}-tsne.png": partial(side_by_side, models, ids, notes, title),
         f"{stem}-tsne.html": partial(page_of_clips, models, rows, *data),
     })  # fmt: skip
+    return {"tsne": {"clips": len(rows), "own_caption_nearest": shares}, "figures": figures}
 
 
 if __name__ == "__main__":

@@ -92,4 +92,4 @@ def main(config: Config) -> dict | None:
     write_answers(run.log.path(".answers.csv"), clips["test"].rows, said)
     found = scores(config, clips, said, None)
     print_accuracies(found)
-    return run.finish(found, lambda _: [])
+    return run.finish(found, lambda _: {})

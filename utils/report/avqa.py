@@ -115,8 +115,9 @@ def print_accuracies(found: dict) -> None:
     print("by test SNR:", ", ".join(f"{snr} dB {100 * a:.1f} %" for snr, a in by_snr))
 
 
-def draw(run: Any, found: dict, said: list[str], stem: str) -> list[str]:
-    """Loss curve, accuracy by question type and by SNR, example clips; returns their paths.
+def draw(run: Any, found: dict, said: list[str], stem: str) -> dict:
+    """Loss curve, accuracy by question type and by SNR, example clips; returns their paths as
+    `figures`.
 
     Args:
         run: the training run.
@@ -128,7 +129,7 @@ def draw(run: Any, found: dict, said: list[str], stem: str) -> list[str]:
     types, baselines = accuracy["by_type"], found["baselines_by_type"]
     by_snr = {"model": found["accuracy_by_snr"]}
     losses = (run.log.rows, run.validation, ["loss"])
-    return plots.draw_all({
+    figures = plots.draw_all({
         f"{stem}-loss.png": partial(plots.loss_curve, *losses, title="fine-tuning"),
         f"{stem}-types.png": partial(plots.accuracy_by_type, types, baselines, title=title),
         f"{stem}-snr.png": partial(plots.accuracy_by_snr, by_snr, c.snr_db),
@@ -136,6 +137,7 @@ def draw(run: Any, found: dict, said: list[str], stem: str) -> list[str]:
             draw_examples, Path(c.data), c.media, run.clips["test"].rows, said
         ),
     })  # fmt: skip
+    return {"figures": figures}
 
 
 def draw_examples(

@@ -183,9 +183,10 @@ class Run:
         path = self.log.path(".pth")
         save_checkpoint(path, self.system.transceivers, self.system.lora, about, self.is_main)
 
-    def finish(self, found: dict, draw: Callable[[str], list[str]]) -> dict:
-        """Write R.csv and R.json, which is returned, then draw the figures by `draw(stem)`; for the
-        main process alone."""
+    def finish(self, found: dict, draw: Callable[[str], dict]) -> dict:
+        """Write R.csv and R.json, then draw the figures by `draw(stem)`, which returns their paths
+        as `figures` and what else R.json says of them; returns R.json. For the main process alone.
+        """
         c, log, clips = self.config, self.log, self.clips
         log.finish()
         metrics = {
@@ -210,7 +211,7 @@ class Run:
             metrics["init_sha256"] = self.about["init_sha256"]
         log.write_metrics(metrics)
         if c.figures != "none":
-            metrics["figures"] = draw(str(Path(c.figures) / log.stem.name))
+            metrics |= draw(str(Path(c.figures) / log.stem.name))
             log.write_metrics(metrics)
         self.states.finish()
         log.close()
