@@ -4,7 +4,7 @@
 Both ways encode the same new clips of the mini world, from the first file to the last token, each
 time in fresh folders and a process of its own; they take turns, and medians count. Then what it
 takes to read one real film at the paper's size, in processor time of one thread. Prints the table
-of docs/speed.md and writes benchmarks/videos.json.
+of docs/paper_preset.md and writes benchmarks/videos.json.
 """
 
 import argparse
