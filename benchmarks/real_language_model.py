@@ -5,10 +5,11 @@
     python benchmarks/real_language_model.py --only residual --align_steps 100 --steps 100
     python benchmarks/real_language_model.py --texts datasets   sends real questions and captions
 
-After stage 1: the share of a text's tokens that arrive as the word that was sent. After stage 2:
-accuracy beside the majority answer, the question alone, and what the model answers when it reads
-captions in place of media. Both stages run as task_align.py and task_avqa.py, several at a time;
-finished runs are skipped, so an interrupted measurement goes on where it stopped. Leaves the runs
+After stage 1: the share of a text's tokens that arrive as the word that was sent, with `--texts`
+also by a text receiver that was trained on real captions. After stage 2: accuracy beside the
+majority answer, the question alone, and what the model answers when it reads captions in place of
+media. Both stages run as task_align.py and task_avqa.py, several at a time; finished runs are
+skipped, so an interrupted measurement goes on where it stopped. Leaves the runs
 in checkpoint/real, numbers in benchmarks/real_language_model.json, and prints the tables of
 docs/real_language_model.md.
 """
@@ -16,11 +17,12 @@ docs/real_language_model.md.
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -33,15 +35,18 @@ from benchmarks.measure import commit  # noqa: E402
 from benchmarks.seeds import cell, summary  # noqa: E402
 from benchmarks.sweeps import fill_caches, forecast  # noqa: E402
 from modules.foundation_model import PROMPT  # noqa: E402
+from modules.losses import reconstruction  # noqa: E402
+from modules.system import System  # noqa: E402
 from modules.token_receiver import nearest  # noqa: E402
 from utils.checkpoints import load_parts  # noqa: E402
 from utils.config import StageConfig, run_script, values  # noqa: E402
 from utils.data.clips import pad, parts  # noqa: E402
 from utils.data.datasets import read_music_avqa, read_valor  # noqa: E402
-from utils.data.models import build_system, check_folder  # noqa: E402
+from utils.data.models import Processors, build_system, check_folder  # noqa: E402
 from utils.files import write_whole  # noqa: E402
 from utils.runs import Run, run_all, unique  # noqa: E402
 from utils.training.identity import finished  # noqa: E402
+from utils.training.run import schedule  # noqa: E402
 
 PRESET = "mini"  # the only one
 
@@ -213,9 +218,16 @@ def main(config: Config) -> dict:
         results.setdefault(arm, {}).update(
             answers(pairs, starts[ARMS[arm]], metrics, results["caption_as_text"]["mean"])
         )
-    untrained = aligning(config, "detect", "recipe", config.seeds[0])
-    arrived = {key: tokens_kept(config, runs) for key, runs in starts.items() if key[0] != "detect"}
-    arrived["detect", "untrained"] = tokens_kept(config, [untrained], trained=False)
+    arrived = {
+        key: tokens_kept(config, map(aligned, runs))
+        for key, runs in starts.items()
+        if key[0] != "detect"
+    }
+    for receiver in ("residual", "mlp") if config.texts else ():
+        trained = (on_real_captions(config, receiver, seed) for seed in config.seeds)
+        arrived[receiver, "real captions"] = tokens_kept(config, trained)
+    detector = aligning(config, "detect", "recipe", config.seeds[0]).config
+    arrived["detect", "untrained"] = tokens_kept(config, [(*build_system(detector), detector)])
     for (receiver, recipe), of_kind in arrived.items():
         for kind, shares in of_kind.items():
             results[receiver].setdefault(f"{kind}_tokens_kept", {})[recipe] = shares
@@ -244,6 +256,7 @@ def check(config: Config) -> None:
     check_folder(config.foundation_model)
     if config.texts:
         texts(config)
+        read_valor(Path(config.texts) / "VALOR", "train")
 
 
 def answers(
@@ -297,21 +310,52 @@ def texts(config: Config) -> dict[str, tuple[list[str], dict]]:
     return found
 
 
-def tokens_kept(config: Config, runs: Sequence[Run], trained: bool = True) -> dict:
+# A system, its processors, and its hyperparameters.
+Sender = tuple[System, Processors, StageConfig]
+
+
+def aligned(run: Run) -> Sender:
+    """With stage 1's text receiver."""
+    system, processors = build_system(run.config)
+    load_parts(f"{run.config.out}/{run.name}.pth", {"text_receiver": system.text_receiver})
+    return system, processors, run.config
+
+
+def on_real_captions(config: Config, receiver: str, seed: int) -> Sender:
+    """With a text receiver trained on the real training captions by the published recipe, as far as
+    it concerns text: only the reconstruction loss, as the clips of these captions are not at hand.
+    """
+    stage = aligning(config, receiver, "published", seed).config
+    rows, _ = read_valor(Path(config.texts) / "VALOR", "train")
+    torch.manual_seed(seed)
+    system, processors = build_system(stage)
+    optimizer = torch.optim.AdamW(system.text_receiver.parameters(), lr=stage.lr)
+    falling, noise = schedule(optimizer, stage), torch.Generator().manual_seed(seed)
+    for _ in range(stage.steps):
+        some = torch.randint(len(rows), [stage.batch], generator=noise).tolist()
+        ids, mask = padded(processors.tokenizer, [rows[i].text for i in some], stage.caption_tokens)
+        sent = system.foundation.embed(ids)  # (batch, text tokens, hidden)
+        received = system.receive_text(sent, mask, stage.snr_db, noise)
+        optimizer.zero_grad()
+        reconstruction(received, sent, mask).backward()
+        optimizer.step()
+        falling.step()
+    return system, processors, stage
+
+
+def tokens_kept(config: Config, senders: Iterable[Sender]) -> dict:
     """By kind of text and by SNR in dB, which share of the tokens has its own word's embedding as
-    the nearest one when it left the text receiver; the mean over runs of stage 1."""
-    found: dict[str, dict[str, float]] = {}
-    for run in runs:
-        system, processors = build_system(run.config)
-        if trained:
-            weights = f"{run.config.out}/{run.name}.pth"
-            load_parts(weights, {"text_receiver": system.text_receiver})
+    the nearest one when it left the text receiver; the mean over systems."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for system, processors, stage in senders:
         for kind, (some, _) in texts(config).items():
-            shares = found.setdefault(kind, {})
             for snr_db in config.snr_db:
-                share = arriving(system, processors.tokenizer, some, snr_db, run.config)
-                shares[f"{snr_db:g}"] = shares.get(f"{snr_db:g}", 0.0) + share / len(runs)
-    return found
+                share = arriving(system, processors.tokenizer, some, snr_db, stage)
+                found.setdefault(kind, {}).setdefault(f"{snr_db:g}", []).append(share)
+    return {
+        kind: {snr: statistics.fmean(shares) for snr, shares in by_snr.items()}
+        for kind, by_snr in found.items()
+    }
 
 
 @torch.inference_mode()
@@ -322,13 +366,17 @@ def arriving(
     noise, table = torch.Generator().manual_seed(config.seed), system.foundation.words()
     right = count = 0
     for part in parts(list(some), at_once):
-        ids, mask = pad(
-            tokenizer(part, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id
-        )
+        ids, mask = padded(tokenizer, part)
         received = system.receive_text(system.foundation.embed(ids), mask, snr_db, noise)
         right += ((nearest(received, table) == ids) & mask).sum().item()
         count += mask.sum().item()
     return right / count
+
+
+def padded(tokenizer, some: Sequence[str], most: int | None = None) -> tuple[Tensor, Tensor]:
+    """Ids and mask, (texts, tokens), of texts cut at `most` tokens."""
+    ids = tokenizer(list(some), add_special_tokens=False)["input_ids"]
+    return pad([row[:most] for row in ids], tokenizer.eos_token_id)
 
 
 def recipe_table(config: Config) -> str:
