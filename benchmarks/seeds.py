@@ -23,15 +23,17 @@ from task_avqa import PRESETS as AVQA  # noqa: E402
 from utils.runs import Run, run_all  # noqa: E402
 
 
-def runs_of(seed: int) -> tuple[Run, Run, Run]:
-    """The demo's two runs with another seed, and its second without the first."""
+def runs_of(seed: int) -> tuple[Run, Run, Run, Run]:
+    """The demo's two runs with another seed; its second without the first, and its second with one
+    question a sequence instead of up to four that share a clip."""
     changes = {"seed": seed, "figures": "none", "threads": 1}  # others train beside it
     align = replace(ALIGN["mini"], name=f"seeds/align-{seed}", **changes)
     avqa = replace(AVQA["mini"], name=f"seeds/avqa-{seed}", **changes)
     alone = replace(avqa, name=f"seeds/unaligned-{seed}", init="none", question_only=False)
     avqa = replace(avqa, init=f"{align.out}/{align.name}.pth")
-    after = Run("task_avqa", avqa, after=align.name)
-    return Run("task_align", align), after, Run("task_avqa", alone)
+    single = replace(avqa, name=f"seeds/single-{seed}", packed=1, question_only=False)
+    after = [Run("task_avqa", config, after=align.name) for config in (avqa, single)]
+    return Run("task_align", align), after[0], Run("task_avqa", alone), after[1]
 
 
 def summary(values: list[float]) -> dict[str, float]:
@@ -80,6 +82,11 @@ def tables(found: dict) -> str:
     rows = [[snr, cell(own), cell(other), signed(apart, 100)] for snr, own, other, apart in pairs]
     rows.append(["all", "", "", signed(gains["pooled"], 100)])
     head = ["test SNR (dB)", "accuracy in %", "without stage 1", "gain by it (points ± 95 %)"]
+    said += "\n" + table(head, rows)
+
+    rows = [["1", cell(found["unpacked"]), ""]]
+    rows.append(["4", cell(found["accuracy"]), signed(found["gain_by_packing"], 100)])
+    head = ["most questions a sequence", "accuracy in %", "gain by sharing (points ± 95 %)"]
     return said + "\n" + table(head, rows)
 
 
@@ -90,9 +97,10 @@ def main() -> None:
     runs = [runs_of(seed) for seed in seeds]
     fill_caches([run.config for part in runs for run in part])
     metrics = run_all([run for part in runs for run in part], label="seeds")
-    align, avqa, alone = ([metrics[run.name] for run in part] for part in zip(*runs, strict=True))
+    of_kind = zip(*runs, strict=True)
+    align, avqa, alone, single = ([metrics[run.name] for run in part] for part in of_kind)
     by_snr = {s: [r["accuracy_by_snr"][s] for r in avqa] for s in avqa[0]["accuracy_by_snr"]}
-    sides = [[[part[i] for part in runs]] for i in (1, 2)]  # aligned and not
+    sides = [[[part[i] for part in runs]] for i in (1, 2, 3)]  # the demo, unaligned, unpacked
     unaligned = {s: [r["accuracy_by_snr"][s] for r in alone] for s in by_snr}
     found = {
         "seeds": seeds,
@@ -111,9 +119,11 @@ def main() -> None:
         "accuracy_by_snr": {s: summary(v) for s, v in by_snr.items()},
         "unaligned_by_snr": {s: summary(v) for s, v in unaligned.items()},
         "gain_by_alignment": {
-            "pooled": gain(*sides, [float(snr) for snr in by_snr]),
-            "by_snr": {snr: gain(*sides, [float(snr)]) for snr in by_snr},
+            "pooled": gain(*sides[:2], [float(snr) for snr in by_snr]),
+            "by_snr": {snr: gain(*sides[:2], [float(snr)]) for snr in by_snr},
         },
+        "unpacked": summary([r["accuracy"]["overall"] for r in single]),
+        "gain_by_packing": gain(sides[0], sides[2]),
         "commit": commit(),
     }
     (ROOT / "benchmarks" / "seeds.json").write_text(json.dumps(found, indent=2) + "\n")

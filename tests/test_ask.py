@@ -201,6 +201,9 @@ def test_what_the_page_cannot_read_is_said_in_a_line(trained, tmp_path):
     ):
         with pytest.raises(gradio.Error, match=says):
             page.asked(answers, clip, question, 12.0, 4, 4)
+    gone = str(tmp_path / "gone.mp4")  # since the page was built
+    with pytest.raises(gradio.Error, match="gone.mp4: not there any more"):
+        page.chosen({gone: []}, gone)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,8 +89,17 @@ def home(tmp_path_factory):
     address that drops the line once; the models are fetched from it."""
     folder = tmp_path_factory.mktemp("home")
     write_data(folder)
-    with serving(repositories(tmp_path_factory.mktemp("hub"))) as hub:
-        hub.cuts = {"model.safetensors": 25 << 20}
+    repos = repositories(tmp_path_factory.mktemp("hub"))
+    with fetching(folder, repos, "model.safetensors") as home:
+        yield home
+
+
+@contextmanager
+def fetching(folder, repos, cut):
+    """A stranger's empty folder in which the models were fetched, while the line dropped once in
+    the file `cut`."""
+    with serving(repos) as hub:
+        hub.cuts = {cut: 25 << 20}
         env = {"HOME": str(folder), "HF_HOME": str(folder / "hf"), "PATH": os.environ["PATH"]}
         env |= {"HF_ENDPOINT": hub.address, "OMP_NUM_THREADS": "1"}
         home = SimpleNamespace(folder=folder, env=env, hub=hub)
@@ -140,6 +150,24 @@ def test_models_are_fetched_whole(home):
         weights = load_file(folder / "model.safetensors")
         assert key in weights and "lm_head.weight" not in weights
     assert sum(name == "pytorch_model.bin" for name, _ in home.hub.asked) == 1
+
+
+@pytest.mark.slow
+def test_pickles_alone_give_the_same_models(home, tmp_path):
+    """Protects: a hub without any safetensors, one model in parts, and a dropped line end in the
+    weights that the other hub gave, bit by bit, and in no pickle."""
+    repos, cut = repositories(tmp_path, pickled=True), "pytorch_model-00001-of-00002.bin"
+    (tmp_path / "home").mkdir()
+    with fetching(tmp_path / "home", repos, cut) as other:
+        assert max(begin for name, begin in other.hub.asked if name == cut) > 0
+    for repo_id in repos:
+        model = Path("models", Path(repo_id).name)
+        folder = other.folder / model
+        assert not list(folder.glob("*.bin*"))
+        found = {k: v for part in folder.glob("*.safetensors") for k, v in load_file(part).items()}
+        wanted = load_file(home.folder / model / "model.safetensors")
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 @pytest.mark.slow

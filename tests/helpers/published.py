@@ -221,8 +221,9 @@ def drawn(shapes: dict[str, tuple], dtype: torch.dtype) -> dict[str, Tensor]:
     return weights
 
 
-def repositories(folder: Path, layers: int = 1) -> dict:
-    """What a `Hub` serves: each repository's one revision, with the files that it has."""
+def repositories(folder: Path, layers: int = 1, pickled: bool = False) -> dict:
+    """What a `Hub` serves: each repository's one revision, with the files that it has; with
+    `pickled` none has safetensors, and the language model lies in two parts."""
     torch.manual_seed(0)
     made = {
         VIVIT: (drawn(vivit_shapes(layers), torch.float32), ("pytorch_model.bin",)),
@@ -234,6 +235,11 @@ def repositories(folder: Path, layers: int = 1) -> dict:
         config = {**CONFIGS[repo_id], "num_hidden_layers": layers}
         files = {".gitattributes": b"*.bin filter=lfs\n", "README.md": b"# A model\n"}
         files["config.json"] = text(config)
+        if pickled:
+            names = ("pytorch_model.bin",)
+        if pickled and repo_id == QWEN:
+            files |= in_two(weights, folder / repo_id.replace("/", "--"))
+            names = ()
         for name in names:
             place = files[name] = folder / repo_id.replace("/", "--") / name
             place.parent.mkdir(exist_ok=True)
@@ -247,6 +253,20 @@ def repositories(folder: Path, layers: int = 1) -> dict:
             files |= words()
         repos[repo_id] = {"main": (40 * str(number), files)}
     return repos
+
+
+def in_two(weights: dict[str, torch.Tensor], folder: Path) -> dict:
+    """Pickled weights in two files and the index that says which lies where."""
+    folder.mkdir()
+    every, files, where = list(weights), {}, {}
+    for number, names in enumerate((every[::2], every[1::2]), start=1):
+        file = f"pytorch_model-{number:05}-of-00002.bin"
+        torch.save({name: weights[name] for name in names}, folder / file)
+        files[file] = folder / file
+        where |= dict.fromkeys(names, file)
+    size = sum(w.numel() * w.element_size() for w in weights.values())
+    index = {"metadata": {"total_size": size}, "weight_map": where}
+    return files | {"pytorch_model.bin.index.json": text(index)}
 
 
 def words() -> dict[str, bytes]:

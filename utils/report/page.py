@@ -95,6 +95,8 @@ def chosen(clips: dict[str, list[Question]], path: str) -> list:
     """A test clip in the player, and the questions about it, with their true answers."""
     import gradio as gr
 
+    if not Path(path).is_file():
+        raise gr.Error(f"{path}: not there any more; choose another clip")
     asked = [(f"{row.text} (true answer: {row.answer})", row.text) for row in clips[path]]
     return [path, gr.Dropdown(asked, value=clips[path][0].text)]
 
