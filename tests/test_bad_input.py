@@ -267,6 +267,19 @@ def test_figures_cost_a_run_nothing(world, script, tmp_path, monkeypatch):
     assert "finished before" in script("avqa", data, *flags, "--resume", "true").stdout
 
 
+def test_metrics_are_there_before_t_sne(world, script, tmp_path, monkeypatch):
+    """A t-SNE that breaks costs its picture, and nothing that was measured."""
+    data, out = variant(world, tmp_path / "DATA"), tmp_path / "out"
+
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("task_align.tsne_points", fails)
+    with pytest.raises(MemoryError):
+        script("align", data, "--figures", out / "imgs", "--steps", 1)
+    assert "retrieval" in json.loads((out / "align.json").read_text())
+
+
 class Code:
     """A pickle that makes a file when it is loaded carelessly."""
 
