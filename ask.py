@@ -1,7 +1,7 @@
 """The trained system, asked about a clip of one's own: what it answers from what arrives, how
 sure it is of that, and what was sent.
 
-    python ask.py clip.mp4 "What is the left player holding?"
+    python ask.py clip.mp4 "What does the left player hold?"
     python ask.py clip.mp4 --snr_db 0 --visual_tokens 8     reads questions, one a line
     python ask.py --page                                    a page in the browser, by Gradio
 """

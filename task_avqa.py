@@ -59,7 +59,7 @@ class Config(StageConfig):
     steps: int = 400  # paper: 300
     lr: float = 1e-3  # AdamW, peak; paper: 1e-4
     lora_lr: float = 0.0  # likewise, of LoRA alone; 0: as all others
-    clip: float = 0.5  # largest norm of a step's gradient; 0 leaves it as it is; paper preset: 0
+    clip: float = 0.5  # largest norm of a step's gradient; 0: as it is; paper: 0; paper preset: 1
     gradient_checkpointing: bool = False  # less memory: layers are computed again going backward
     compile: bool = False  # the language model's layers, by torch.compile
 

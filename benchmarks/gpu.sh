@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the paper preset costs on one GPU: both stages at full size with random weights, in at most 8
-# minutes and without a download. Needs what requirements.txt lists, 10 GB of disk and of memory.
+# minutes and without a download. Needs what requirements.txt lists, 10 GB of disk and 30 GB of
+# GPU memory.
 #
 #   benchmarks/gpu.sh                         writes benchmarks/gpu.json
 #   benchmarks/gpu.sh small OUT.json          every line of it on a CPU, at reduced size

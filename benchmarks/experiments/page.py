@@ -60,7 +60,7 @@ def heading(results: dict, name: str, title: str) -> str:
     cost = results["cost"][name]
     return (
         f"\n## {title}\n\n`{cost['command']}`, commit {cost['commit']}: {cost['runs']} runs; the "
-        f"{cost['ran']} that no section before had made took {cost['minutes']:.1f} minutes, "
+        f"{cost['ran']} that were not on disk yet took {cost['minutes']:.1f} minutes, "
         f"{cost['jobs']} at a time.\n"
     )
 
@@ -81,8 +81,8 @@ def write_page(path: Path, results: dict, claims: str, sections: Sequence[str]) 
         "accuracies the same questions: that interval is of the paired difference, over seeds and "
         "clips at once (`crossed` in `utils/report/statistics.py`); losses and steps are paired by "
         "seed. Each claim is decided by one pooled test. Numbers as they are: "
-        f"[results.json](results.json). All sections took {sum(c['minutes'] for c in cost):.1f} "
-        "minutes.\n"
+        f"[results.json](results.json). The runs that were not on disk yet took "
+        f"{sum(c['minutes'] for c in cost):.1f} minutes.\n"
     )
     anchors = (
         "\n## Published numbers\n\nOf other data and models, not to be compared directly.\n\n"

@@ -23,8 +23,8 @@ def decisive(metrics: dict) -> list[str]:
         found.append((holds, line + ("." if holds else ", which does not show that it is better.")))
         ratio = of["latency_at_equal_accuracy"]["equal split"]
         holds = ratio["high"] is not None and ratio["high"] < 1
-        line = f"- **{link}**: for equal accuracy it takes {latency(ratio)} of the time that the "
-        line += "equal split takes"
+        line = f"- **{link}**: for equal accuracy the joint allocation takes {latency(ratio)} of "
+        line += "the time that the equal split takes"
         found.append((holds, line + ("." if holds else ", which does not show that it is faster.")))
     return [line for _, line in sorted(found, key=lambda each: each[0])]
 
@@ -129,7 +129,7 @@ def share(found: float, low: float, high: float) -> str:
 
 def variables(metrics: dict) -> list[str]:
     """What each variable brings."""
-    lines = head("chosen", "link", "power", "share of what can be changed without a choice")
+    lines = head("optimised", "link", "power", "share of that with none optimised")
     for link, of in metrics["variables"].items():
         for regime, rows in of.items():
             for name, found in rows.items():
