@@ -21,6 +21,7 @@ from task_avqa import PRESETS, build_model
 from utils.asking import Trained, table
 from utils.checkpoints import CheckpointError, load_checkpoint, load_parts, require
 from utils.config import check, fail, of_plain, run
+from utils.data.models import models_used
 from utils.report import page
 
 OWN = "its run's own"
@@ -49,7 +50,7 @@ def load(checkpoint: str, **changes) -> Trained:
     names = [f"{kind}_tokens" for kind in MEDIA]
     most = {name: max(getattr(made, name), getattr(config, name)) for name in names}
     model, processors = build_model(replace(config, **most))
-    load_parts(checkpoint, model.system.transceivers, model.system.lora)
+    load_parts(checkpoint, model.system.transceivers, model.system.lora, models_used(config))
     return Trained(model, processors, config)
 
 

@@ -21,7 +21,7 @@ from utils.config import PAPER, PUBLISHED, StageConfig, run_script, values
 from utils.data.clips import Collate, answer_limit
 from utils.data.datasets import read_music_avqa
 from utils.data.encoding import load_clips
-from utils.data.models import build_system
+from utils.data.models import build_system, models_used
 from utils.report.avqa import draw, print_accuracies, scores, write_answers
 from utils.training.beside import afterwards, beside
 from utils.training.processes import own_rows
@@ -91,7 +91,7 @@ def main(config: Config) -> dict | None:
     model, processors = build_model(config)
     if config.init != "none":
         same = {k: getattr(config, k) for k in ("preset", "receiver", "compression")}
-        load_parts(config.init, model.system.transceivers, **same)
+        load_parts(config.init, model.system.transceivers, models=models_used(config), **same)
     clips = load_clips(config, read_music_avqa, model.system, processors.readers, run.accelerator)
     model.answer_tokens = answer_limit(clips, processors.tokenizer, config.answer_tokens, run.say)
     model, loaders = run.prepare(model, clips, Collate(processors.tokenizer), config.test_batch)

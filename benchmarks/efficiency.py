@@ -26,6 +26,7 @@ import torch  # noqa: E402
 import task_avqa  # noqa: E402
 from benchmarks import full_size, measure  # noqa: E402
 from benchmarks.measure import BATCH, alone  # noqa: E402
+from utils.files import write_whole  # noqa: E402
 from utils.machine import cores  # noqa: E402
 from utils.report.plots import draw_all  # noqa: E402
 
@@ -205,7 +206,7 @@ def main() -> None:
     else:
         result = measure_all()
         draw_all({str(ROOT / "imgs" / "efficiency.png"): partial(draw, result)})
-    WRITTEN.write_text(json.dumps(result, indent=2) + "\n")
+    write_whole(WRITTEN, json.dumps(result, indent=2) + "\n")
     print(tables(result))
 
 

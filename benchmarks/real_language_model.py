@@ -43,7 +43,7 @@ from utils.config import StageConfig, run_script, values  # noqa: E402
 from utils.data.clips import pad, parts  # noqa: E402
 from utils.data.datasets import read_music_avqa, read_valor  # noqa: E402
 from utils.data.models import Processors, build_system, check_folder  # noqa: E402
-from utils.files import write_whole  # noqa: E402
+from utils.files import check_writable, write_whole  # noqa: E402
 from utils.runs import Run, run_all, unique  # noqa: E402
 from utils.training.identity import finished  # noqa: E402
 from utils.training.run import schedule  # noqa: E402
@@ -257,6 +257,7 @@ def check(config: Config) -> None:
     if config.texts:
         texts(config)
         read_valor(Path(config.texts) / "VALOR", "train")
+    check_writable(Path(config.results).parent, "--results")
 
 
 def answers(

@@ -20,6 +20,7 @@ from benchmarks.measure import commit  # noqa: E402
 from benchmarks.sweeps import fill_caches  # noqa: E402
 from task_align import PRESETS as ALIGN  # noqa: E402
 from task_avqa import PRESETS as AVQA  # noqa: E402
+from utils.files import write_whole  # noqa: E402
 from utils.runs import Run, run_all  # noqa: E402
 
 
@@ -126,7 +127,7 @@ def main() -> None:
         "gain_by_packing": gain(sides[0], sides[2]),
         "commit": commit(),
     }
-    (ROOT / "benchmarks" / "seeds.json").write_text(json.dumps(found, indent=2) + "\n")
+    write_whole(ROOT / "benchmarks" / "seeds.json", json.dumps(found, indent=2) + "\n")
     print(tables(found))
 
 

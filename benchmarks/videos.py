@@ -33,6 +33,7 @@ from utils.data.extraction import extract_clip  # noqa: E402
 from utils.data.features import store  # noqa: E402
 from utils.data.media import Reader, audio_input, video_input  # noqa: E402
 from utils.data.models import build_system  # noqa: E402
+from utils.files import write_whole  # noqa: E402
 from utils.mini.world import FRAME_SIZE, FRAMES, scenes, write_videos  # noqa: E402
 from utils.raw_video_preprocess import preprocess  # noqa: E402
 from utils.training.processes import start  # noqa: E402
@@ -193,7 +194,7 @@ def main() -> None:
         "film": film and alone(reading, film, 32, 224, 2.0),
         "commit": commit(),
     }
-    said.out.write_text(json.dumps(result, indent=2) + "\n")
+    write_whole(said.out, json.dumps(result, indent=2) + "\n")
     print(table(result))
 
 

@@ -12,7 +12,7 @@ import torch
 import task_align
 import task_avqa
 import task_network
-from benchmarks import efficiency, gpu, real_language_model, seeds, shapes, sweeps
+from benchmarks import efficiency, gpu, real_language_model, seeds, shapes, sweeps, videos
 from benchmarks.experiments import EXPERIMENTS
 from benchmarks.experiments.page import write_page
 from modules import channel
@@ -132,6 +132,13 @@ def test_table_of_a_gpu_is_that_last_measured():
     lines = gpu.tables(found("benchmarks/gpu.json")).splitlines()
     said = page("paper_preset").splitlines()
     assert all(line in said for line in lines if line)
+
+
+@measured("benchmarks/videos.json")
+def test_table_of_videos_is_that_last_measured():
+    """docs/paper_preset.md shows what benchmarks/videos.json holds."""
+    lines = page("paper_preset").splitlines()
+    assert all(line in lines for line in videos.table(found("benchmarks/videos.json")).splitlines())
 
 
 @measured("benchmarks/seeds.json")

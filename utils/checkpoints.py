@@ -155,21 +155,26 @@ def shown(keys: set[str], most: int = 2) -> str:
     return ", ".join(repr(key[:80]) for key in sorted(keys)[:most]) + rest
 
 
-def made_with(content: dict, name: str) -> str | None:
-    """The hyperparameter `name` of the run that made a checkpoint; None if it does not say."""
+def said_of(content: dict, name: str) -> dict:
+    """What a checkpoint says under `name` of the run that made it; nothing if it does not say."""
     about = content.get("about")
-    config = about.get("config") if isinstance(about, dict) else None
-    value = config.get(name) if isinstance(config, dict) else None
-    return value if isinstance(value, str) else None
+    found = about.get(name) if isinstance(about, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def load_parts(
-    path: str | Path, parts: dict[str, nn.Module], lora: nn.Module | None = None, **shared: str
+    path: str | Path,
+    parts: dict[str, nn.Module],
+    lora: nn.Module | None = None,
+    models: dict[str, dict] | None = None,
+    **shared: str,
 ) -> dict:
     """Fill the parts, and `lora` if given, from a checkpoint. Encoder weights in it are ignored,
     and so is what it holds of a part that has no weights.
 
     Args:
+        models: the frozen models by name, each with its `sha256`, that the run which made the file
+            must have had as well, if the file says which it had.
         shared: hyperparameters that the run which made the file must have had as well, if the file
             says which it had: `preset`, say, or `receiver`.
 
@@ -181,11 +186,17 @@ def load_parts(
     """
     content = load_checkpoint(path)
     for name, value in shared.items():
-        theirs = made_with(content, name)
-        if theirs and theirs != value:
+        theirs = said_of(content, "config").get(name, value)
+        if isinstance(theirs, str) and theirs != value:
             raise CheckpointError(
                 f"{path}: made with {name} {theirs!r}, this run has {value!r}; "
                 f"give both stages the same --{name}"
+            )
+    made = said_of(content, "models")
+    for name, model in (models or {}).items():
+        if name in made and made[name]["sha256"] != model["sha256"]:
+            raise CheckpointError(
+                f"{path}: made with another {name}; give both stages the same --{name}"
             )
     for name, part in parts.items():
         if name not in content:

@@ -139,11 +139,16 @@ def check(config: Any) -> None:
                 raise ValueError(f"--{name} {v}: must be 0 or more")
             if name in POSITIVE and v <= 0:
                 raise ValueError(f"--{name} {v}: must be above 0")
+            if name == "seed" and not 0 <= v < 2**31:  # what all libraries take, and room to count
+                raise ValueError(f"--seed {v}: must be from 0 to {2**31 - 1}")
             if name in CHOICES and v not in CHOICES[name]:
                 raise ValueError(f"--{name} {v}: unknown, choose from {', '.join(CHOICES[name])}")
     for pair in getattr(config, "test_lengths", []):
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", pair):
             raise ValueError(f"--test_lengths {pair}: give visual by audio tokens, as 16x4")
+        for kind, count in zip(MEDIA, pair.split("x"), strict=True):
+            if int(count) > (most := getattr(config, f"{kind}_tokens")):
+                raise ValueError(f"--test_lengths {pair}: the run has {most} {kind} tokens")
     asked = getattr(config, "modalities", ["none"])
     if asked != ["none"] and (not asked or not set(asked) <= {*MEDIA}):
         named = " ".join(asked) or "(empty)"
@@ -216,6 +221,13 @@ def fail(message: object, status: int = 1) -> NoReturn:
     sys.exit(status)
 
 
+def told(error: Exception) -> str:
+    """An error's message; of one in a loader's process, which brings its whole traceback along, the
+    last line."""
+    text = str(error).strip()
+    return text.splitlines()[-1].partition(": ")[2] if text.startswith("Caught ") else text
+
+
 def quieten() -> None:
     """No messages about which a user can do nothing."""
     logging.disable_progress_bar()  # of loading weights, which takes no time worth a bar
@@ -238,10 +250,10 @@ def run(main: Callable, config: Any) -> None:
     try:
         main(config)
     except (FileNotFoundError, ValueError) as error:  # of data, media and checkpoints as well
-        fail(error)
+        fail(told(error))
     except OSError as error:  # a full disk, a folder that may not be written
         if error.strerror is None:  # it says all in its message
-            fail(error)
+            fail(told(error))
         where = f"{error.filename or 'output'}: {error.strerror}"
         fail(f"{where}; make room there or name another folder, then run again")
     except torch.OutOfMemoryError as error:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +31,7 @@ def naming(path: Path) -> Iterator[None]:
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Where to write what becomes `path` in one step at the end; nothing is left if that fails."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # also over machines
     with naming(path):
         try:
             yield partial

@@ -47,6 +47,10 @@ def fetch(repo_id: str, revision: str, folder: Path) -> str:
         files |= {f.rfilename: f for f in info.siblings if re.fullmatch(PICKLED, f.rfilename)}
     if not info.sha or not any(name.endswith((".safetensors", ".bin")) for name in files):
         sys.exit(f"error: {repo_id}: revision {revision} has no weights; {advice(folder)}")
+    if not record.exists() and not (stage / record.name).exists():
+        for name in files:
+            if (folder / name).exists():
+                sys.exit(f"error: {folder / name}: not fetched by this script; move it away first")
     new = {"repo_id": repo_id, "requested_revision": revision, "commit": info.sha, "files": {}}
     for name, file in files.items():  # not by snapshot_download, which would sit out a Ctrl-C
         path = Path(hub.hf_hub_download(repo_id, name, revision=info.sha, local_dir=stage))

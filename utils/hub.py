@@ -6,7 +6,6 @@ and proxies mean what they mean there.
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -71,6 +70,6 @@ def from_pickles(repo_id: str, snapshot: Path, get: Callable[..., str]) -> Path:
             raise ValueError(f"commit {snapshot.name} has neither safetensors nor {PICKLED[0]}")
         for path in source.iterdir():
             if path.suffix in (".json", ".txt", ".model") and ".bin." not in path.name:
-                shutil.copyfile(path, folder / path.name)
+                write_whole(folder / path.name, path.read_bytes())
         write_whole(record, json.dumps({"repo_id": repo_id, "commit": snapshot.name}) + "\n")
     return folder

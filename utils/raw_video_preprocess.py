@@ -142,6 +142,9 @@ def find_clips(videos: Path, summary: Summary) -> list[Path]:
         if not path.is_file():  # to read a pipe would wait for ever
             summary.failed[path.name] = "is not a file, or a link to nothing"
             continue
+        if len(os.fsencode(path.stem)) > 200:  # of the 255 that a file's name may have
+            summary.failed[path.name] = "has a name of more than 200 bytes; rename it"
+            continue
         first = clips.setdefault(path.stem, path)
         if first != path:
             summary.failed[path.name] = f"has the same ID as {first.name!r}; rename one of the two"

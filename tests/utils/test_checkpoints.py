@@ -139,6 +139,18 @@ def test_another_preset_is_refused(saved):
         refused(saved, "'paper'", "'mini'", load=partial(load_parts, parts=parts, preset="mini"))
 
 
+def test_another_frozen_model_is_refused(saved):
+    """Encoders of one width differ in what their tokens mean; a file that does not say which models
+    it had loads."""
+    now = {"visual_encoder": {"sha256": "a1"}, "audio_encoder": {"sha256": "b1"}}
+    load_parts(saved, tiny_parts(), models=now)
+    other = {**now, "audio_encoder": {"sha256": "b2"}}
+    edit(saved, lambda content: content.update(about={"models": other}))
+    load = partial(load_parts, parts=tiny_parts(), models=now)
+    refused(saved, "another audio_encoder", "--audio_encoder", load=load)
+    load_parts(saved, tiny_parts(), models=other)
+
+
 def test_another_receiver_is_refused(saved):
     """A file of the published receiver is not taken for one with a skip, nor the other way round:
     both are named where the file says how it was made, and else the keys that differ."""

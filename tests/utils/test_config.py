@@ -49,12 +49,22 @@ def test_presets_are_usable(script, preset):
         ("dtype", "float99"),
         ("dtype", "nn"),
         ("warm_up", -1),
+        ("seed", -1),
+        ("seed", 20261127120000),
     ],
 )
 def test_unusable_values_are_named(field, value):
     """The line says which field, what it is, and what it must be."""
     with pytest.raises(ValueError, match=f"--{field} .*: (must be|unknown)"):
         check(replace(task_align.PRESETS["mini"], **{field: value}))
+
+
+def test_no_more_tokens_are_tested_than_are_sent():
+    """They would be those of fewer, under another name."""
+    config = task_avqa.PRESETS["mini"]
+    check(replace(config, test_lengths=["16x4"], visual_tokens=16, audio_tokens=16))
+    with pytest.raises(ValueError, match="--test_lengths 16x32: the run has 16 audio tokens"):
+        check(replace(config, test_lengths=["16x32"], visual_tokens=16, audio_tokens=16))
 
 
 @pytest.mark.parametrize("modalities", [["visaul"], ["visual", "none"], ["audio", "text"], []])
@@ -105,13 +115,16 @@ def test_scripts_refuse_them_in_one_line(tmp_path, script, flags):
     assert not list(tmp_path.iterdir())
 
 
-SHORT = {  # of memory: what a script is told, and what it says
+SHORT = {  # of memory, or of a file: what a script is told, and what it says
     RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"): (
         *("a process that makes or reads media was killed", "--workers", "--encode_batch"),
     ),
     BrokenProcessPool("A process was terminated abruptly"): (
         *("a process that makes or reads media was killed", "--workers"),
     ),
+    OSError(
+        "Caught OSError in DataLoader worker process 0.\nOriginal Traceback:\nOSError: a.mp4: gone"
+    ): ("a.mp4: gone",),
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB. GPU 0 has\n8 GiB"): (
         *("CUDA out of memory; run again with a smaller", "--batch", "--encode_batch"),
     ),
@@ -119,8 +132,8 @@ SHORT = {  # of memory: what a script is told, and what it says
 
 
 @pytest.mark.parametrize("error", SHORT, ids=lambda error: type(error).__name__)
-def test_lack_of_memory_is_one_line(monkeypatch, capsys, error):
-    """It names the flags that need less."""
+def test_what_ends_a_run_midway_is_one_line(monkeypatch, capsys, error):
+    """Lack of memory names the flags that need less, a loader's process the file."""
 
     def main(_config):
         raise error

@@ -92,6 +92,16 @@ def test_another_revision_replaces_the_model_once_it_is_whole(hub, tmp_path):
     assert (files, record["commit"]) == (new | {"notes.txt": b"mine"}, LATER)
 
 
+def test_a_model_of_ones_own_is_not_replaced(hub, tmp_path):
+    """Protects: weights that a user put there, by hand or by another tool."""
+    folder = tmp_path / "models/vivit-b-16x2"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"mine")
+    said = run(hub, tmp_path, status=1)
+    assert said.endswith("model.safetensors: not fetched by this script; move it away first")
+    assert model(tmp_path) == ({"model.safetensors": b"mine"}, {})
+
+
 @pytest.mark.parametrize("name, sent", [("config.json", b'{"a": 2}'), ("model.safetensors", b"12")])
 def test_a_damaged_or_short_file_is_refused_and_fetched_anew(hub, tmp_path, name, sent):
     """Protects: only what the hub lists is recorded; the next run does not trust the damage."""

@@ -283,11 +283,14 @@ def test_bad_clips_change_nothing_for_the_others(videos, tmp_path):
     preprocess(videos, tmp_path / "good", frames=3, size=8, workers=1, quiet=True)
     (videos / "noise.mp4").write_bytes(b"not a video" * 999)
     (videos / "empty.mkv").touch()
+    long = "\u4e50" * 80 + ".mp4"  # 240 bytes, to which a record's name adds too many
+    (videos / long).write_bytes((videos / "a.mp4").read_bytes())
     (videos / "a.mkv").write_bytes((videos / "a.mp4").read_bytes())
     write_video(videos / "sound only.mp4", times=())
     summary = preprocess(videos, tmp_path / "all", frames=3, size=8, workers=2, quiet=True)
     assert summary.done == 2
     assert "same ID as 'a.mkv'" in summary.failed["a.mp4"]
+    assert "more than 200 bytes" in summary.failed[long]
     assert "cannot be decoded" in summary.failed["noise.mp4"]
     assert "cannot be decoded" in summary.failed["empty.mkv"]
     assert summary.failed["sound only.mp4"] == "no video stream"

@@ -8,10 +8,12 @@ call `prepare` when the preset is `mini` and the data is missing.
 """
 
 import json
+import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 
 import av
 import numpy as np
+from filelock import FileLock
 from tqdm import tqdm
 
 from utils.data.sources import VERSION
@@ -30,6 +33,7 @@ from utils.mini.sprites import FPS, HEIGHT, WIDTH, render_frames
 from utils.mini.text import caption, questions
 from utils.raw_video_preprocess import preprocess
 
+MARKER = "world.json"
 MADE = ("annotations", "videos", "extraction")  # in a data set's folder
 CLIPS = {"VALOR": (1600, 128, 160), "MUSIC-AVQA": (1200, 96, 256)}  # train, val, test
 QUESTIONS_A_CLIP = {"train": 12, "val": 6, "test": 6}
@@ -122,14 +126,25 @@ def write_videos(folder: Path, clips: dict[str, Scene], workers: int, label: str
         list(tqdm(written, label, len(lacking), unit="clip"))
 
 
-def settle_marker(folder: Path, stamp: dict) -> None:
-    """See that a folder is a mini world's: it holds the marker, or gets it while it is empty."""
-    marker = folder / "world.json"
+def check_own(folder: Path) -> None:
+    """ValueError where a folder cannot be a mini world's: by its name, or as it holds something and
+    no marker, which is the first file that is written there."""
     if folder.name not in CLIPS:
         raise ValueError(
             f"{folder}: a mini world's folder is named {' or '.join(CLIPS)}; "
             "name it so by --data, or add --preset paper for data of your own"
         )
+    others = folder.iterdir() if folder.exists() and not (folder / MARKER).exists() else ()
+    if any(not path.name.startswith(f".{MARKER}.") for path in others):
+        raise ValueError(
+            f"{folder}: holds data that is not the mini world's, which is only written into a "
+            "folder of its own; add --preset paper to read it, or name an empty folder by --data"
+        )
+
+
+def settle_marker(folder: Path, stamp: dict) -> None:
+    """See that a folder has the marker of this mini world."""
+    marker = folder / MARKER
     if marker.exists():
         found = json.loads(marker.read_text())
         if found == stamp:
@@ -142,11 +157,6 @@ def settle_marker(folder: Path, stamp: dict) -> None:
         outdated = ["extraction"] if found.get("world") == WORLD else [*MADE]
         for part in outdated:
             shutil.rmtree(folder / part, ignore_errors=True)
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(
-            f"{folder}: holds data that is not the mini world's, which is only written into a "
-            "folder of its own; add --preset paper to read it, or name an empty folder by --data"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(marker, json.dumps(stamp))
 
@@ -173,6 +183,17 @@ def prepare(
     counts = dict(zip(SPLITS, clips, strict=True))
     folder = root / dataset
     stamp = {"seed": seed, "clips": counts, "world": WORLD, "extraction": VERSION}
+    check_own(folder)  # before anything is written beside it
+    root.mkdir(parents=True, exist_ok=True)
+    # A second first run waits for this one. A world that is complete may be read-only.
+    with FileLock(root / f".{dataset}.lock") if os.access(root, os.W_OK) else nullcontext():
+        write(folder, stamp, workers)
+    return folder
+
+
+def write(folder: Path, stamp: dict, workers: int) -> None:
+    """What `prepare` says, as the only process that does."""
+    dataset, counts, seed = folder.name, stamp["clips"], stamp["seed"]
     settle_marker(folder, stamp)
     annotations, everything = folder / "annotations", {}
     annotations.mkdir(exist_ok=True)
@@ -187,7 +208,6 @@ def prepare(
     videos, extraction = folder / "videos", folder / "extraction"
     write_videos(videos, everything, workers, f"{dataset}-mini: writing videos")
     preprocess(videos, extraction, frames=FRAMES, size=FRAME_SIZE, workers=workers)
-    return folder
 
 
 def prepare_mini(config: Any, accelerator: Any) -> None:

@@ -211,7 +211,10 @@ class Run:
             metrics["init_sha256"] = self.about["init_sha256"]
         log.write_metrics(metrics)
         if c.figures != "none":
-            metrics |= draw(str(Path(c.figures) / log.stem.name))
+            try:
+                metrics |= draw(str(Path(c.figures) / c.name))
+            except Exception as error:  # what was measured is worth more
+                self.say(f"figures of {c.name}: not drawn ({type(error).__name__}: {error})")
             log.write_metrics(metrics)
         self.states.finish()
         log.close()

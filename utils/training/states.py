@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,14 @@ class States:
         accelerator: the processes.
 
     Raises:
-        CheckpointError: when asked to go on from a state of other hyperparameters or processes.
+        CheckpointError: when asked to go on from a state of other hyperparameters, another number
+            of processes or another kind of device.
     """
 
     def __init__(self, folder: Path, config: Any, about: dict, accelerator: Accelerator):
         self.folder, self.keep, self.accelerator = folder, config.keep, accelerator
-        self.about = {**about, "processes": accelerator.num_processes}
+        device = accelerator.device.type  # whose random states no other kind can take
+        self.about = {**about, "processes": accelerator.num_processes, "device": device}
         self.seconds = 0.0  # spent on saving
         self.saved = agree(newest(folder, accelerator.print)) if config.resume else None
         if self.saved is not None:
@@ -111,7 +114,7 @@ def get_random(noise: torch.Generator) -> dict:
     return {
         "noise": noise.get_state(),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if noise.device.type == "cuda" else None,
         "numpy": [name, keys.tolist(), *rest],
         "python": random.getstate(),
     }
@@ -120,8 +123,8 @@ def get_random(noise: torch.Generator) -> dict:
 def set_random(states: dict, noise: torch.Generator) -> None:
     noise.set_state(states["noise"])
     torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] is not None:
+        torch.cuda.set_rng_state(states["cuda"])
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))
     random.setstate(states["python"])
@@ -150,7 +153,7 @@ class Signals:
 
 def states(folder: Path) -> list[Path]:
     """The saved states, oldest first."""
-    return sorted(folder.glob("step-*.pt"))
+    return sorted(folder.glob(f"step-{8 * '[0-9]'}.pt"))
 
 
 def newest(folder: Path, say: Callable = print) -> dict | None:
@@ -174,7 +177,8 @@ def tidy(folder: Path, keep: int) -> None:
     for path in [*old[: max(0, len(old) - keep)], *folder.glob(".*.partial")]:
         path.unlink(missing_ok=True)
     if not keep:
-        folder.rmdir()
+        with suppress(OSError):  # a file of the user's own lies there
+            folder.rmdir()
 
 
 def check_same(saved: dict, wanted: dict, folder: Path) -> None:

@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import av
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from tests.helpers.disks import change, small_disk, unfinished
 from tests.helpers.scripts import LIMIT, ROOT, until
@@ -296,6 +298,19 @@ def test_the_marker_is_written_first(tmp_path, monkeypatch):
         "world.json"
     ]
     assert len(read_valor(prepare(tmp_path, "VALOR", (1, 1, 1), workers=0), "val")[0]) == 1
+
+
+def test_a_second_first_run_waits(tmp_path):
+    """While one process writes a world, another neither writes nor judges what lies there."""
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(tmp_path / ".VALOR.lock"):
+            second = pool.submit(prepare, tmp_path, "VALOR", (1, 1, 1), workers=0)
+            (tmp_path / "VALOR").mkdir()
+            (tmp_path / "VALOR/.world.json.1.partial").touch()  # the first one's, half written
+            with pytest.raises(TimeoutError):
+                second.result(timeout=0.5)
+            (tmp_path / "VALOR/.world.json.1.partial").unlink()
+        assert second.result(timeout=LIMIT) == tmp_path / "VALOR"
 
 
 def test_a_whole_world_on_a_disk_that_is_read_only(tmp_path):
