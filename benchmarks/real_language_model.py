@@ -80,7 +80,7 @@ class Config:
     # The recipe's stage 2
     batch: int = 16  # questions; published: 8
     packed: int = 4  # most questions of a clip in one sequence; published: 1
-    steps: int = 200  # published: 300
+    steps: int = 300  # published: 300
     lr: float = 1e-3  # of transmitters and receivers, peak; published: 1e-4
     lora_lr: float = 5e-4  # of LoRA, peak; published: 1e-4
     warm_up: int = 20  # steps; published: 0
