@@ -60,9 +60,14 @@ class Cycle(NamedTuple):
     lr: float  # peak
     bags: tuple[float, float]  # share of bags among what is read, at the beginning and at the end
     seed: int
+    weak: bool = False  # ask all kinds of questions, by how often they are answered wrongly
 
 
-CYCLES = (Cycle(0.8, 6e-3, (0.2, 0.8), 2), Cycle(0.2, 3e-3, (0.8, 0.8), 4))
+CYCLES = (
+    Cycle(8 / 15, 6e-3, (0.2, 0.8), 2),
+    Cycle(2 / 15, 3e-3, (0.8, 0.8), 4),
+    Cycle(5 / 15, 3e-3, (0.9, 0.9), 6, weak=True),
+)
 
 
 class Block(NamedTuple):
@@ -345,7 +350,7 @@ def teach(
     way."""
     reader, of_captions, of_bags = (
         Reader(model, tokenizer, cycle.seed),
-        *(Progress(*n) for n in NEXT),
+        *(Progress(*n, cycle.weak) for n in NEXT),
     )
     optimiser = Optimiser(model, model.model.layers, cycle.lr, steps, decay=0.01)
     bar = tqdm(range(steps), "Qwen2", mininterval=10)

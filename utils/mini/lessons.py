@@ -68,15 +68,18 @@ THOUGHTS = {
 class Progress:
     """Of each template the share of wrong answers of late, and so which of them come next."""
 
-    def __init__(self, learnt: float, patience: int):
+    def __init__(self, learnt: float, patience: int, weak: bool = False):
         """The next template comes when fewer answers than the share `learnt` are wrong, or after
-        `patience` answers: noise keeps some from ever being learnt."""
-        self.learnt, self.patience = learnt, patience
+        `patience` answers: noise keeps some from ever being learnt. With `weak` all come at once,
+        those that are answered wrongly more often."""
+        self.learnt, self.patience, self.weak = learnt, patience, weak
         self.wrong: dict[str, float] = defaultdict(lambda: 1.0)
         self.answers: Counter[str] = Counter()
 
     def shares(self) -> dict[str, float]:
         """How often templates are asked: the first few in order that are not learnt come often."""
+        if self.weak:
+            return {t: max(wrong, REHEARSED) for t, wrong in self.wrong.items()}
         ahead = (
             template
             for template in dict.fromkeys([*ORDER, *self.wrong])

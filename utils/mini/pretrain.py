@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=6000, help="clips for the encoders")
     parser.add_argument("--texts", type=int, default=30_000, help="scenes for the language model")
     parser.add_argument("--epochs", type=int, default=14, help="passes over the clips")
-    parser.add_argument("--steps", type=int, default=5000, help="language model steps")
+    parser.add_argument("--steps", type=int, default=7500, help="language model steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", choices=["ast", "vivit", "qwen2"], nargs="*")

@@ -5,7 +5,16 @@ from itertools import islice
 
 import numpy as np
 
-from utils.mini.lessons import FRONT, ORDER, THOUGHTS, Progress, asked, steps_of_thought, thoughts
+from utils.mini.lessons import (
+    FRONT,
+    ORDER,
+    REHEARSED,
+    THOUGHTS,
+    Progress,
+    asked,
+    steps_of_thought,
+    thoughts,
+)
 from utils.mini.scenes import draw_scene
 from utils.mini.text import LEVEL_WORDS, ORDER_WORDS
 
@@ -31,6 +40,15 @@ def test_a_few_lessons_at_a_time():
     assert [*progress.shares()] == [*ORDER[2 : FRONT + 2]]
     progress.mark([(ORDER[0], False)] * 100)  # forgotten
     assert [*progress.shares()] == [ORDER[0], *ORDER[2 : FRONT + 1]]
+
+
+def test_in_the_end_all_lessons_come_by_how_often_they_are_answered_wrongly():
+    """None is left out, however well it is known."""
+    progress = Progress(learnt=0.1, patience=500, weak=True)
+    progress.mark([(ORDER[0], True)] * 500)
+    progress.mark([(ORDER[1], right) for right in (True, False)] * 250)
+    shares = progress.shares()
+    assert shares[ORDER[0]] == REHEARSED and 0.4 < shares[ORDER[1]] < 0.6
 
 
 def test_what_is_to_be_learnt_comes_more_often():
