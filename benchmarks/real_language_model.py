@@ -4,6 +4,7 @@
     python benchmarks/real_language_model.py                    everything
     python benchmarks/real_language_model.py --only residual --align_steps 100 --steps 100
     python benchmarks/real_language_model.py --texts datasets   sends real questions and captions
+    python benchmarks/real_language_model.py --curve 200x300 600x900     other steps beside it
 
 After stage 1: the share of a text's tokens that arrive as the word that was sent, with `--texts`
 also by a text receiver that was trained on real captions. After stage 2: accuracy beside the
@@ -15,6 +16,7 @@ docs/real_language_model.md.
 """
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
@@ -22,6 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -29,7 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import task_align  # noqa: E402
 import task_avqa  # noqa: E402
 from benchmarks import from_captions  # noqa: E402
-from benchmarks.experiments.compare import accuracies, gain, metrics_of  # noqa: E402
+from benchmarks.efficiency import device_name  # noqa: E402
+from benchmarks.experiments.compare import (  # noqa: E402
+    accuracies,
+    gain,
+    metrics_of,
+    validation_losses,
+)
 from benchmarks.experiments.page import signed, table  # noqa: E402
 from benchmarks.measure import commit  # noqa: E402
 from benchmarks.seeds import cell, summary  # noqa: E402
@@ -92,6 +101,7 @@ class Config:
     compression: str = "grid"  # published: sliding_window
     clip: float = 1.0  # largest norm of a step's gradient; published: 0, none
     published_steps: list[int] = values(500, 300)  # of the published recipe's stages: the paper's
+    curve: list[str] = values()  # as 200x300, steps of both stages: the recipe, residual, so long
 
     # Folders and files
     data: str = "datasets/mini"  # holds VALOR and MUSIC-AVQA
@@ -174,6 +184,18 @@ def answering(config: Config, arm: str, seed: int) -> tuple[Run, Run]:
     return Run("task_avqa", stage, start.name), Run("task_avqa", blind, start.name)
 
 
+def so_long(config: Config, pair: str, seed: int) -> tuple[Run, Run]:
+    """Both stages of the recipe with the residual receiver and so many steps, as `200x300`."""
+    align_steps, steps = map(int, pair.split("x"))
+    other = replace(config, align_steps=align_steps, steps=steps)
+    first = aligning(other, "residual", "recipe", seed)
+    second = answering(other, "residual", seed)[0].config
+    if align_steps != config.align_steps:
+        first = replace(first, config=replace(first.config, name=f"real/{align_steps}-seed{seed}"))
+    changes = dict(name=f"real/{pair}-seed{seed}", init=f"{config.out}/{first.name}.pth")
+    return first, Run("task_avqa", replace(second, **changes), first.name)
+
+
 def reading(config: Config, seed: int) -> Run:
     """Stage 2 on captions as clean text."""
     stage = vars(answering(config, "residual", seed)[0].config)
@@ -190,8 +212,10 @@ def main(config: Config) -> dict:
         (receiver, recipe): [aligning(config, receiver, recipe, seed) for seed in config.seeds]
         for receiver, recipe in sent_by(config)
     }
+    curve = {pair: [so_long(config, pair, seed) for seed in config.seeds] for pair in config.curve}
     every = unique(
-        [run for part in starts.values() for run in part]
+        [run for part in curve.values() for pair in part for run in pair]  # some take long
+        + [run for part in starts.values() for run in part]
         + [run for part in arms.values() for pair in part for run in pair]
         + ceiling
     )
@@ -218,6 +242,13 @@ def main(config: Config) -> dict:
         results.setdefault(arm, {}).update(
             answers(pairs, starts[ARMS[arm]], metrics, results["caption_as_text"]["mean"])
         )
+    if curve and "residual" in arms:
+        own = [sighted for sighted, _ in arms["residual"]]
+        pairs = zip(starts["residual", "recipe"], own, strict=True)
+        curve[f"{config.align_steps}x{config.steps}"] = list(pairs)
+    results["curve"] = {
+        pair: reached(*zip(*runs, strict=True), metrics) for pair, runs in curve.items()
+    }
     arrived = {
         key: tokens_kept(config, map(aligned, runs))
         for key, runs in starts.items()
@@ -231,6 +262,7 @@ def main(config: Config) -> dict:
     for (receiver, recipe), of_kind in arrived.items():
         for kind, shares in of_kind.items():
             results[receiver].setdefault(f"{kind}_tokens_kept", {})[recipe] = shares
+    results["device"] = device_name()
     results["minutes"] = sum(metrics[run.name]["seconds"] for run in every) / 60
     results["commit"] = made_by
     write_whole(Path(config.results), json.dumps(results, indent=1) + "\n")
@@ -253,6 +285,9 @@ def check(config: Config) -> None:
             raise ValueError(f"--only {arm}: unknown, choose from {', '.join(ARMS)}")
     if not config.only or not config.seeds or min(config.sent, *config.published_steps) < 1:
         raise ValueError("--only, --seeds, --sent and --published_steps: name one or more each")
+    for pair in config.curve:
+        if not re.fullmatch("[1-9][0-9]*x[1-9][0-9]*", pair):
+            raise ValueError(f"--curve {pair}: not steps of both stages, as 200x300")
     check_folder(config.foundation_model)
     if config.texts:
         texts(config)
@@ -293,6 +328,17 @@ def answers(
     }
 
 
+def reached(starts: Sequence[Run], runs: Sequence[Run], metrics: dict) -> dict:
+    """After so many steps of both stages: what is answered right, nats a token of held-out captions
+    after the first and of validation answers after the second."""
+    first, second = metrics_of(starts, metrics), metrics_of(runs, metrics)
+    return {
+        "accuracy": summary(accuracies(second)),
+        "caption": statistics.fmean(run["held_out_loss"]["caption"] for run in first),
+        "validation_loss": statistics.fmean(validation_losses(second)),
+    }
+
+
 def texts(config: Config) -> dict[str, tuple[list[str], dict]]:
     """Questions in their prompt, and captions: some of each file's distinct ones, spread evenly
     over it; and what names the file."""
@@ -319,7 +365,7 @@ def aligned(run: Run) -> Sender:
     """With stage 1's text receiver."""
     system, processors = build_system(run.config)
     load_parts(f"{run.config.out}/{run.name}.pth", {"text_receiver": system.text_receiver})
-    return system, processors, run.config
+    return system.to(PartialState().device), processors, run.config
 
 
 def on_real_captions(config: Config, receiver: str, seed: int) -> Sender:
@@ -330,11 +376,15 @@ def on_real_captions(config: Config, receiver: str, seed: int) -> Sender:
     rows, _ = read_valor(Path(config.texts) / "VALOR", "train")
     torch.manual_seed(seed)
     system, processors = build_system(stage)
+    device = PartialState().device
+    system.to(device)
     optimizer = torch.optim.AdamW(system.text_receiver.parameters(), lr=stage.lr)
-    falling, noise = schedule(optimizer, stage), torch.Generator().manual_seed(seed)
+    falling, noise = schedule(optimizer, stage), torch.Generator(device).manual_seed(seed)
+    draw = torch.Generator().manual_seed(seed)
     for _ in range(stage.steps):
-        some = torch.randint(len(rows), [stage.batch], generator=noise).tolist()
+        some = torch.randint(len(rows), [stage.batch], generator=draw).tolist()
         ids, mask = padded(processors.tokenizer, [rows[i].text for i in some], stage.caption_tokens)
+        ids, mask = ids.to(device), mask.to(device)
         sent = system.foundation.embed(ids)  # (batch, text tokens, hidden)
         received = system.receive_text(sent, mask, stage.snr_db, noise)
         optimizer.zero_grad()
@@ -364,10 +414,11 @@ def arriving(
     system, tokenizer, some: Sequence[str], snr_db: float, config: StageConfig, at_once: int = 16
 ) -> float:
     """The share of the tokens of these texts, each sent by itself, that arrive as themselves."""
-    noise, table = torch.Generator().manual_seed(config.seed), system.foundation.words()
+    table = system.foundation.words()
+    noise = torch.Generator(table.device).manual_seed(config.seed)
     right = count = 0
     for part in parts(list(some), at_once):
-        ids, mask = padded(tokenizer, part)
+        ids, mask = (x.to(table.device) for x in padded(tokenizer, part))
         received = system.receive_text(system.foundation.embed(ids), mask, snr_db, noise)
         right += ((nearest(received, table) == ids) & mask).sum().item()
         count += mask.sum().item()
@@ -400,14 +451,22 @@ def shown(value: object) -> str:
 
 def tables(found: dict) -> str:
     """What docs/real_language_model.md shows of the results."""
+    return kept_table(found) + "\n" + answers_tables(found)
+
+
+def kept_table(found: dict) -> str:
+    """Which share of tokens arrives as the word that was sent."""
     rows, snrs = [], list(found["detect"]["question_tokens_kept"]["untrained"])
     for receiver in RECEIVERS:
         for recipe, shares in found[receiver].get("question_tokens_kept", {}).items():
             captions = found[receiver]["caption_tokens_kept"][recipe]
             cells = (f"{100 * shares[s]:.1f} · {100 * captions[s]:.1f}" for s in snrs)
             rows.append([receiver, recipe, *cells])
-    head = ["text receiver", "stage 1", *(f"{snr} dB" for snr in snrs)]
-    said = table(head, rows)
+    return table(["text receiver", "stage 1", *(f"{snr} dB" for snr in snrs)], rows)
+
+
+def answers_tables(found: dict) -> str:
+    """What is answered right, beside the baselines and the ceiling; and after other steps."""
     rows = []
     for arm in ARMS:
         if "accuracy" not in found.get(arm, {}):
@@ -432,6 +491,20 @@ def tables(found: dict) -> str:
         *("answers in %", "accuracy", "question only", "gain (points ± 95 %)"),
         *("% of the way to captions", "caption, nats a token", "minutes, both stages"),
     ]
+    said, curve = table(head, rows), found.get("curve", {})
+    if not curve:
+        return said
+    rows = [
+        [
+            *pair.split("x"),
+            cell(curve[pair]["accuracy"]),
+            f"{curve[pair]['caption']:.2f}",
+            f"{curve[pair]['validation_loss']:.3f}",
+        ]
+        for pair in sorted(curve, key=lambda pair: [*map(int, pair.split("x"))])
+    ]
+    losses = ("caption, nats a token", "answer (validation), nats a token")
+    head = ["steps of stage 1", "of stage 2", "accuracy in %", *losses]
     return said + "\n" + table(head, rows)
 
 

@@ -159,6 +159,8 @@ def test_tables_of_the_real_language_model_are_those_last_measured():
     """Every row of them is what the benchmark left, by the recipe that the page names."""
     results, said = found("benchmarks/real_language_model.json"), page("real_language_model")
     assert real_language_model.tables(results) in said
+    longer = found("benchmarks/real_language_model_long.json")
+    assert real_language_model.answers_tables(longer).rstrip() in said
     ours = real_language_model.recipes(real_language_model.Config())["recipe"]
     assert [*results["recipes"]["recipe"].values()] == [*ours]
 

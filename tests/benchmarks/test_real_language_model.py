@@ -39,9 +39,10 @@ def measure(folder, *flags, run=apart, **options):
 @pytest.mark.slow
 def test_it_measures_what_it_promises(folder):
     """DESIGN's keys for each receiver, the ceiling, and the tables of the page; what has run is not
-    run again."""
+    run again. Other steps stand beside the recipe's, which share its first stage."""
     folder.mkdir(exist_ok=True)
-    done = measure(folder, "--seeds", 1, "--only", "residual", "published")
+    flags = ("--seeds", 1, "--only", "residual", "published", "--curve", "1x2", "2x3")
+    done = measure(folder, *flags)
     found = json.loads((folder / "real.json").read_text())
     assert found["model"] == "qwen2" and found["questions"] > 0 and found["seeds"] == [1]
     assert found["caption_as_text"].keys() == {"mean", "min", "max", "sd"}
@@ -53,8 +54,9 @@ def test_it_measures_what_it_promises(folder):
     assert found["detect"]["caption_tokens_kept"]["untrained"]["12"] == 1
     assert real_language_model.tables(found) in done.stdout
     runs = {path: path.read_bytes() for path in (folder / "checkpoint/real").glob("*.json")}
-    assert len(runs) == 8  # three first stages, two second ones with their baselines, captions
-    again = measure(folder, "--seeds", 1, "--only", "residual", "published")
+    # Three first stages, two second ones with their baselines, captions; a first and two second.
+    assert len(runs) == 11 and found["curve"].keys() == {"1x2", "2x3", "2x2"}
+    again = measure(folder, *flags)
     assert ", 0 of them left" in again.stdout
     assert runs == {path: path.read_bytes() for path in runs}
 
@@ -64,6 +66,7 @@ def test_mistakes_end_in_a_line_before_anything_runs(tmp_path):
     for flags, says in (
         (("--only", "ear"), "--only ear: unknown, choose from residual, mlp, detect, published"),
         (("--foundation_model", "nowhere"), "nowhere: no config.json"),
+        (("--curve", "0x300"), "--curve 0x300: not steps of both stages"),
         (("--texts", "nowhere"), "nowhere/MUSIC-AVQA/annotations/avqa-test.json: not found"),
     ):
         refused(measure(tmp_path / "real", *flags, run=here, ok=False), says)
