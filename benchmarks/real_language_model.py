@@ -101,7 +101,7 @@ class Config:
     compression: str = "grid"  # published: sliding_window
     clip: float = 1.0  # largest norm of a step's gradient; published: 0, none
     published_steps: list[int] = values(500, 300)  # of the published recipe's stages: the paper's
-    curve: list[str] = values()  # as 200x300, steps of both stages: the recipe, residual, so long
+    curve: list[str] = values()  # as 600x900, other steps of both stages; residual
 
     # Folders and files
     data: str = "datasets/mini"  # holds VALOR and MUSIC-AVQA
@@ -188,12 +188,16 @@ def so_long(config: Config, pair: str, seed: int) -> tuple[Run, Run]:
     """Both stages of the recipe with the residual receiver and so many steps, as `200x300`."""
     align_steps, steps = map(int, pair.split("x"))
     other = replace(config, align_steps=align_steps, steps=steps)
-    first = aligning(other, "residual", "recipe", seed)
-    second = answering(other, "residual", seed)[0].config
-    if align_steps != config.align_steps:
+    first, second = (
+        aligning(other, "residual", "recipe", seed),
+        answering(other, "residual", seed)[0],
+    )
+    if align_steps != config.align_steps:  # else it is the recipe's own
         first = replace(first, config=replace(first.config, name=f"real/{align_steps}-seed{seed}"))
-    changes = dict(name=f"real/{pair}-seed{seed}", init=f"{config.out}/{first.name}.pth")
-    return first, Run("task_avqa", replace(second, **changes), first.name)
+    if (align_steps, steps) != (config.align_steps, config.steps):
+        changes = dict(name=f"real/{pair}-seed{seed}", init=f"{config.out}/{first.name}.pth")
+        second = Run(second.script, replace(second.config, **changes), first.name)
+    return first, second
 
 
 def reading(config: Config, seed: int) -> Run:
@@ -212,7 +216,8 @@ def main(config: Config) -> dict:
         (receiver, recipe): [aligning(config, receiver, recipe, seed) for seed in config.seeds]
         for receiver, recipe in sent_by(config)
     }
-    curve = {pair: [so_long(config, pair, seed) for seed in config.seeds] for pair in config.curve}
+    pairs = [*config.curve, f"{config.align_steps}x{config.steps}"] if config.curve else []
+    curve = {pair: [so_long(config, pair, seed) for seed in config.seeds] for pair in pairs}
     every = unique(
         [run for part in curve.values() for pair in part for run in pair]  # some take long
         + [run for part in starts.values() for run in part]
@@ -242,10 +247,6 @@ def main(config: Config) -> dict:
         results.setdefault(arm, {}).update(
             answers(pairs, starts[ARMS[arm]], metrics, results["caption_as_text"]["mean"])
         )
-    if curve and "residual" in arms:
-        own = [sighted for sighted, _ in arms["residual"]]
-        pairs = zip(starts["residual", "recipe"], own, strict=True)
-        curve[f"{config.align_steps}x{config.steps}"] = list(pairs)
     results["curve"] = {
         pair: reached(*zip(*runs, strict=True), metrics) for pair, runs in curve.items()
     }
